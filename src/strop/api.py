@@ -14,7 +14,7 @@ from strop.errors import StropError
 from strop.evals.evaluate import EvalConfig, Evaluation
 from strop.evals.evaluate import evaluate as _evaluate
 from strop.protocols import Task
-from strop.recipe.config import explain_field, load_recipe
+from strop.recipe.config import explain, load_recipe
 from strop.recipe.machine import keep_freed_memory
 from strop.recipe.runner import run as _run
 from strop.sampling.policy import Policy
@@ -106,7 +106,7 @@ def _config(kind: Any, settings: Mapping[str, Any]) -> Any:
     try:
         return kind(**settings)
     except ValidationError as error:
-        raise StropError(explain_field(error, kind)) from error
+        raise StropError(explain(error, kind, kind.__name__)) from error
 
 
 def _saved(policy: Policy, out: str | Path | None) -> Policy:

@@ -1,7 +1,7 @@
 """The nouns. Frozen, plain Python and numpy: this module knows nothing of torch, models or files.
 
-Axis legend used in the package: B rows of a batch, T tokens, N selected tokens, V vocabulary,
-D hidden size, H heads, L layers.
+Axis legend used in the package: B rows of a batch, T tokens of a row, N selected tokens, V vocabulary, D hidden size,
+H heads, L layers; G groups (prompts), S samples of a group.
 """
 
 from __future__ import annotations
@@ -39,20 +39,14 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.tool_calls:
-            out["tool_calls"] = [dict(call) for call in self.tool_calls]
-        return out
+        calls = {"tool_calls": [dict(call) for call in self.tool_calls]} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content, **calls}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question put to a policy, with what its task needs to judge the answer.
-
-    `answer` is the gold in the task's own form; `extras` holds what else the verifier needs
-    (constraints, difficulty tier). `id` is a hash of the content alone, so the same question
-    keeps its id whatever file or row it came from.
-    """
+    """A question put to a policy. `answer` is the gold in the task's own form; `extras` holds what else its verifier
+    needs. `id` hashes the messages alone, so a question keeps its id whatever file or row it came from."""
 
     messages: tuple[Message, ...]
     task: str = ""
@@ -67,8 +61,7 @@ class Prompt:
 
     @cached_property
     def id(self) -> str:
-        content = json.dumps([m.as_dict() for m in self.messages], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return content_hash([m.as_dict() for m in self.messages])
 
 
 @dataclass(frozen=True)
@@ -81,19 +74,13 @@ class Sampling:
     stops: tuple[int, ...] = ()
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_tokens >= 1):
-            raise ValueError(f"sampling needs temperature >= 0, 0 < top_p <= 1, max_tokens >= 1: {self}")
-
 
 @dataclass(frozen=True)
 class Turn:
     """One exchange: the ids that were appended, and the ids the policy then wrote.
 
-    `logprobs` are the model's own log-probabilities at the sampling temperature (at
-    temperature 1 for greedy); `behavior_logprobs` are those of the filtered distribution the
-    token was drawn from, or None where no filter made them differ. `version` counts the weight
-    updates of the policy that wrote the completion.
+    `logprobs` are the model's own at the sampling temperature (at 1 for greedy); `behavior_logprobs` those of the
+    filtered distribution that was drawn from, None where no filter made them differ. `version` counts weight updates.
     """
 
     prompt_ids: tuple[int, ...]
@@ -105,11 +92,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled, id for id. Its tokens are never made again from text.
-
-    `text` is the completion decoded for judges and people; `template_hash` says which chat
-    template made the prompt's ids.
-    """
+    """What was sampled, id for id: its tokens are never made again from text. `text` is the completion decoded for
+    judges and people; `template_hash` says which chat template made the prompt's ids."""
 
     prompt: Prompt
     turns: tuple[Turn, ...]
@@ -128,11 +112,8 @@ class Rollout:
     @property
     def authors(self) -> list[Author]:
         """Who wrote each token of `ids`."""
-        out: list[Author] = []
-        for turn in self.turns:
-            out += [Author.USER] * len(turn.prompt_ids)
-            out += [Author.POLICY] * len(turn.completion_ids)
-        return out
+        lengths = [(len(turn.prompt_ids), len(turn.completion_ids)) for turn in self.turns]
+        return [a for p, c in lengths for a in (*[Author.USER] * p, *[Author.POLICY] * c)]
 
     @property
     def completion_ids(self) -> list[int]:
@@ -146,11 +127,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Completion:
-    """A text-only answer from an endpoint that gives no token ids.
-
-    It can be judged, stored and made into SFT rows; having no ids it can't enter a policy
-    gradient, and the types keep it out.
-    """
+    """A text-only answer from an endpoint that gives no token ids: it can be judged, stored and made into SFT rows,
+    and by its type it can't enter a policy gradient."""
 
     prompt: Prompt
     text: str
@@ -160,11 +138,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Correctness in [0, 1], or `invalid` with the reason why no judgement could be made.
-
-    A crash, a time-out or an unreadable gold is invalid, never 0. `parts` names components,
-    among them `strict` and `flexible` where a task extracts an answer in both ways.
-    """
+    """Correctness in [0, 1], or `invalid` with the reason why there is no judgement: a crash, a time-out or an
+    unreadable gold is never 0. `parts` names components, `strict` and `flexible` extraction among them."""
 
     correctness: float | None
     invalid: str | None = None
@@ -181,10 +156,6 @@ class Verdict:
         """No judgement could be made, for this reason."""
         return cls(correctness=None, invalid=reason)
 
-    def part(self, name: str) -> float | None:
-        """A named component; the correctness itself where the task has no such part."""
-        return self.parts.get(name, self.correctness)
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -193,9 +164,9 @@ class Judged:
     rollout: Rollout
     verdict: Verdict
 
-    def score(self, extraction: str = "strict") -> float | None:
-        """The verdict by one extraction, or the task's own correctness; None where invalid."""
-        return None if self.verdict.invalid else self.verdict.part(extraction)
+    def score(self, part: str = "correctness") -> float | None:
+        """A part of the verdict, its correctness where the task has no such part; None where invalid."""
+        return None if self.verdict.invalid else self.verdict.parts.get(part, self.verdict.correctness)
 
 
 @dataclass(frozen=True)
@@ -211,9 +182,8 @@ class Reward:
 class Datum:
     """What the training loop eats: one row of tokens and what an objective needs per token.
 
-    ids, targets: int64 [T], targets[t] being the token after ids[t]. fields: float32 [T] each,
-    aligned with targets; `weight` is there always, and a target of weight 0 is not learnt.
-    Rows of one `group` are never split across micro-batches.
+    ids, targets: int64 [T], targets[t] being the token after ids[t]. fields: float32 [T], aligned with targets; `weight`
+    is always there, and a target of weight 0 is not learnt. Rows of one `group` are never split across micro-batches.
     """
 
     ids: np.ndarray
@@ -225,17 +195,12 @@ class Datum:
     def from_tokens(
         cls, tokens: Sequence[int], weight: Sequence[float], group: int | None = None, **fields: Any
     ) -> Datum:
-        """Shift a row of T+1 tokens into T predictions.
-
-        `weight` and every further field say, for each of the T+1 tokens, what predicting that
-        token carries; the first token is never predicted. Scalars are spread over the row.
-        """
-        shifted = {}
-        for name, value in {"weight": weight, **fields}.items():
-            spread = np.broadcast_to(np.asarray(value, np.float32), (len(tokens),))
-            shifted[name] = spread[1:]
+        """Shift a row of T+1 tokens into T predictions. `weight` and each further field (scalars are spread) say what
+        predicting each of the T+1 tokens carries; the first is never predicted."""
+        given = {"weight": weight, **fields}
+        shifted = {n: np.broadcast_to(np.asarray(v, np.float32), len(tokens))[1:] for n, v in given.items()}
         array = np.asarray(tokens, np.int64)
-        return cls(ids=array[:-1], targets=array[1:], fields=shifted, group=group)
+        return cls(array[:-1], array[1:], shifted, group)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -243,5 +208,5 @@ class Datum:
 
 def content_hash(value: Any) -> str:
     """A short, stable hash of plain JSON-able data (dataclasses are written as dicts)."""
-    text = json.dumps(value, sort_keys=True, default=lambda o: asdict(o))
+    text = json.dumps(value, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -111,11 +111,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy,
-    task: Task,
-    config: EvalConfig,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    policy: Policy, task: Task, config: EvalConfig, seed: int = 0, progress: Callable[[int], None] = lambda done: None
 ) -> Evaluation:
     """Sample `task` greedily, at temperature 1 and at the policy's own best temperature, and judge.
 

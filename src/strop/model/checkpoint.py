@@ -87,11 +87,12 @@ def assign(decoder: Decoder, tensors: Mapping[str, torch.Tensor], source: str | 
     own = dict(decoder.named_parameters())
     if missing := sorted(set(own) - set(tensors)):
         raise StropError(f"{source}: {len(missing)} weights are missing, first {missing[0]}")
+    for name, parameter in own.items():  # all of them first: an error must leave no half-new model
+        if tensors[name].shape != parameter.shape:
+            shapes = f"{list(tensors[name].shape)}, config.json says {list(parameter.shape)}"
+            raise StropError(f"{source}: {name} has shape {shapes}")
     with torch.no_grad():
         for name, parameter in own.items():
-            if tensors[name].shape != parameter.shape:
-                shapes = f"{list(tensors[name].shape)}, config.json says {list(parameter.shape)}"
-                raise StropError(f"{source}: {name} has shape {shapes}")
             parameter.copy_(tensors[name])
 
 
@@ -104,4 +105,5 @@ def save_decoder(decoder: Decoder, config: Mapping[str, Any], directory: Path, d
     tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in decoder.named_parameters()}
     partial = directory / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(partial, directory / "model.safetensors")

@@ -59,7 +59,10 @@ class Renderer:
         stops: list[int] = []
         for name in ("generation_config.json", "config.json"):
             if (path := directory / name).exists():
-                eos = json.loads(path.read_text()).get("eos_token_id")
+                try:
+                    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+                except (ValueError, AttributeError) as error:
+                    raise StropError(f"{path}: not a JSON object") from error
                 stops += eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else []
         return cls(tokenizer, stops)
 
@@ -108,7 +111,8 @@ class Renderer:
             )
         except Exception as error:  # jinja raises whatever a template raises
             roles = ", ".join(m.role for m in messages)
-            raise StropError(f"the chat template refuses these roles ({roles}): {error}") from error
+            reason = " ".join(str(error).split())
+            raise StropError(f"the chat template refuses these roles ({roles}): {reason}") from error
         for message in messages:
             if message.content.strip() and message.content.strip() not in rendered:
                 raise StropError(f"the chat template drops the content of a {message.role!r} message")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,7 @@ from strop.train.rl import RLConfig
 from strop.train.sft import SFTConfig
 
 BUNDLED = Path(__file__).parent.parent / "recipes"
+From = Annotated[str | None, Field(alias="from", description="the stage to start from; else the one before")]
 
 
 class Source(BaseModel):
@@ -26,27 +27,27 @@ class Source(BaseModel):
 
     task: str | None = Field(None, description="demonstrations of this task's training prompts")
     options: dict = Field(default_factory=dict, description="the task's options")
-    data: str | None = Field(None, description="a .jsonl or .parquet file with messages, or prompt and completion")
+    data: str | None = Field(None, description="rows with messages, or prompt and completion; or the task's file")
     rows: int | None = Field(None, gt=0, description="at most so many, from the first")
 
 
 class PretrainStage(PretrainConfig):
     kind: Literal["pretrain"]
-    from_: str | None = Field(None, alias="from", description="the stage to start from; the one before if not given")
+    from_: From = None
 
 
 class SFTStage(SFTConfig):
     kind: Literal["sft"]
-    from_: str | None = Field(None, alias="from", description="the stage to start from; the one before if not given")
+    from_: From = None
     data: list[Source] = Field(min_length=1)
 
 
 class RLStage(RLConfig):
     kind: Literal["rl"]
-    from_: str | None = Field(None, alias="from", description="the stage to start from; the one before if not given")
+    from_: From = None
 
 
-StageConfig = Annotated[PretrainStage | SFTStage | RLStage, Field(discriminator="kind")]
+Stage = PretrainStage | SFTStage | RLStage
 
 
 class Recipe(BaseModel):
@@ -60,77 +61,64 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 computes under autocast")
     threads: int | None = Field(None, gt=0, description="CPU threads; all this process may use if not given")
-    stages: dict[str, StageConfig]
+    stages: dict[str, Annotated[Stage, Field(discriminator="kind")]]
     evaluate: list[EvalConfig] = Field(default_factory=list)
 
     def parent(self, stage: str) -> str | None:
-        """The stage that `stage` starts from: the named one, else the one before, else the model."""
+        """The stage that `stage` starts from: the named one, else the one before, else the model as `base`."""
         names = ["base", *self.stages] if self.model else list(self.stages)
-        return self.stages[stage].from_ or next((a for a, b in zip(names, names[1:]) if b == stage), None)  # noqa: B905
+        before = names[: names.index(stage)]
+        return self.stages[stage].from_ or (before[-1] if before else None)
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a bundled recipe by name or a YAML file by path, with `a.b=value` overrides applied.
-
-    Raises StropError naming file, line and the nearest known key.
-    """
+    """Read a bundled recipe by name or a YAML file by path, with `a.b=value` overrides applied. Raises StropError
+    naming file, line and the nearest known key."""
     path = BUNDLED / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
+    path = path if path.exists() else Path(name)
     if not path.is_file():
-        known = sorted(p.stem for p in BUNDLED.glob("*.yaml"))
-        near = get_close_matches(str(name), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"give a path, or one of {', '.join(known)}"
-        raise StropError(f"{name}: no such recipe; {hint}")
+        raise StropError(f"{name}: no such recipe; {nearest(str(name), sorted(p.stem for p in BUNDLED.glob('*.yaml')))}")
     text = path.read_text()
     try:
         tree = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise StropError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise StropError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(tree, dict):
         raise StropError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides:
         apply_override(tree, override)
     try:
-        recipe = Recipe.model_validate(tree)
+        return check(Recipe.model_validate(tree), path)
     except ValidationError as error:
-        raise StropError(explain(error, path, text)) from error
-    return check(recipe, path)
+        raise StropError(explain(error, Recipe, path, text)) from error
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in a recipe's tree. A first word that is no key of a recipe names a stage."""
     dotted, equals, value = override.partition("=")
-    if not equals or not dotted:
-        raise StropError(f"--set {override}: write it as key.key=value")
     parts = dotted.split(".")
-    if parts[0] not in Recipe.model_fields:
-        stages = tree.get("stages")
-        if not isinstance(stages, dict) or parts[0] not in stages:
-            known = [*Recipe.model_fields, *(stages if isinstance(stages, dict) else ())]
-            raise StropError(f"--set {override}: no key or stage {parts[0]!r}; {nearest(parts[0], known)}")
+    stages = tree.get("stages") if isinstance(tree.get("stages"), dict) else {}
+    if not equals or not all(parts):
+        raise StropError(f"--set {override}: write it as key.key=value")
+    if parts[0] in stages:
         parts = ["stages", *parts]
+    elif parts[0] not in Recipe.model_fields:
+        known = [*Recipe.model_fields, *stages]
+        raise StropError(f"--set {override}: no key or stage {parts[0]!r}; {nearest(parts[0], known)}")
     node: Any = tree
-    for i, part in enumerate(parts[:-1]):
-        if isinstance(node, list):
-            node = node[list_index(part, node, override)]
-            continue
-        if not isinstance(node.setdefault(part, {}), dict | list):
-            raise StropError(f"--set {override}: {'.'.join(parts[: i + 1])} holds a value, not keys")
-        node = node[part]
-    last: Any = list_index(parts[-1], node, override) if isinstance(node, list) else parts[-1]
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise StropError(f"--set {override}: the value is not YAML") from error
-
-
-def list_index(part: str, node: list, override: str) -> int:
-    """The place a path component names in a list."""
-    if not part.isdigit() or int(part) >= len(node):
-        raise StropError(f"--set {override}: {part!r} is not a place in a list of {len(node)}")
-    return int(part)
+    for i, part in enumerate(parts):
+        place: Any = int(part) if isinstance(node, list) and part.isdigit() else part
+        if not isinstance(node, dict) and not (isinstance(node, list) and place in range(len(node))):
+            raise StropError(f"--set {override}: {'.'.join(parts[:i])} has no {part!r}")
+        if i == len(parts) - 1:
+            try:
+                node[place] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise StropError(f"--set {override}: the value is not YAML") from error
+        elif isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -139,60 +127,55 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
 
 
-def explain(error: ValidationError, path: Path, text: str) -> str:
+def explain(error: ValidationError, model: type[BaseModel], path: Path | str, text: str = "") -> str:
     """The first validation error as one line: file, line, key and mend."""
     first = error.errors()[0]
+    loc = first["loc"]
     # pydantic puts the stage's kind into the path; the user wrote no such key there.
-    place = [p for i, p in enumerate(first["loc"]) if not (i == 2 and first["loc"][0] == "stages")]
-    where = ".".join(str(p) for p in place)
-    line = line_of(text, place)
-    message = first["msg"].removeprefix("Value error, ")
+    place = [p for i, p in enumerate(loc) if not (i == 2 and loc[0] == "stages")]
+    where, last = ".".join(map(str, place)), str(place[-1])
+    message = first["msg"]
     if first["type"] == "extra_forbidden":
-        message = f"unknown key {place[-1]!r}; {nearest(str(place[-1]), known_keys(first['loc']))}"
-        where = ".".join(str(p) for p in place[:-1])
+        where, message = ".".join(map(str, place[:-1])), f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
     elif first["type"] == "missing":
-        message = f"{place[-1]!r} is required"
-        where = ".".join(str(p) for p in place[:-1])
-    elif "input" in first and not isinstance(first["input"], dict | list):
+        where, message = ".".join(map(str, place[:-1])), f"{last!r} is required"
+    elif not isinstance(first["input"], dict | list):
         message += f", not {first['input']!r}"
-    return f"{path}:{line}: {where + ': ' if where else ''}{message}"
+    line = f":{line_of(text, place)}" if text else ""
+    return f"{path}{line}: {where + ': ' if where else ''}{message}"
 
 
-def explain_field(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first validation error of settings that were given as keywords."""
-    first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}; {nearest(name, list(model.model_fields))}"
-    return f"{name}: {first['msg']}, not {first.get('input')!r}"
+def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where an unknown one was found: follow its path through the models' fields."""
+    models = [model]
+    for i, part in enumerate(loc[:-1]):
+        if i == 1 and loc[0] == "stages":
+            continue  # the stage's name; its kind comes next
+        if len(models) > 1:
+            models = [m for m in models if m.__name__.lower() == f"{part}stage"] or models
+        elif part in models[0].model_fields:
+            models = models_in(models[0].model_fields[str(part)].annotation) or models
+    return [field.alias or name for name, field in models[0].model_fields.items()]
 
 
-def known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that are allowed where an unknown one was found."""
-    models: dict[str, type[BaseModel]] = {"pretrain": PretrainStage, "sft": SFTStage, "rl": RLStage}
-    model: type[BaseModel] = Recipe
-    if loc[0] == "evaluate" and len(loc) > 2:
-        model = EvalConfig
-    elif loc[0] == "stages" and len(loc) > 3:
-        model = models.get(str(loc[2]), Recipe)
-        if len(loc) > 4:
-            model = Source if loc[3] == "data" else type(model.model_fields[str(loc[3])].default) or Recipe
-    return [field.alias or name for name, field in model.model_fields.items()]
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in get_args(annotation) for m in models_in(a)]
 
 
 def line_of(text: str, place: Sequence[int | str]) -> int:
     """The line on which a key path stands in YAML text; its nearest ancestor's where it is absent."""
-    node = yaml.compose(text)
-    line = 1
+    node, line = yaml.compose(text), 1
     for part in place:
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
+            key, node = next(((k, v) for k, v in node.value if k.value == str(part)), (None, None))
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
+            key = node = node.value[part]
+        else:
+            break
+        line = key.start_mark.line + 1 if key else line
     return line
 
 
@@ -205,8 +188,7 @@ def check(recipe: Recipe, path: Path) -> Recipe:
         if stage.from_ is not None and stage.from_ not in seen:
             hint = nearest(stage.from_, seen) if seen else "it is the first stage"
             raise StropError(f"{path}: stages.{name}.from: no earlier stage {stage.from_!r}; {hint}")
-        fresh = isinstance(stage, PretrainStage) and stage.new is not None
-        if not fresh and recipe.parent(name) is None:
+        if recipe.parent(name) is None and not (isinstance(stage, PretrainStage) and stage.new):
             raise StropError(f"{path}: stages.{name} has no model to start from; set `model`")
         seen.append(name)
     return recipe

@@ -85,13 +85,17 @@ class Engine:
                 raise StropError(f"prompt {job.id} has {length} tokens; the model's context is {context}")
             if not job.prompt_ids:
                 raise StropError(f"prompt {job.id} is empty")
+            s = job.sampling
+            if not (s.temperature >= 0 and 0 < s.top_p <= 1 and s.max_tokens >= 1):
+                raise StropError(f"prompt {job.id}: sampling needs temperature >= 0, 0 < top_p <= 1, max_tokens >= 1")
             limit = min(room, job.sampling.max_tokens)
             longest = max(longest, len(job.prompt_ids) + limit)
             waiting.extend(_Live(job, i, limit) for i in range(job.n))
         if not waiting:
             return
         slots = self._reserve(longest, len(waiting))
-        self._live = mine = []  # the slots are this stream's until another one begins
+        mine: list[_Live] = []
+        self._live = mine  # the slots are this stream's until another one begins
         while waiting or mine:
             if self._live is not mine:
                 raise StropError("another stream began on this engine before this one ended")
@@ -108,17 +112,19 @@ class Engine:
         return torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _reserve(self, length: int, samples: int) -> int:
-        """Make sure of a cache `length` long; returns how many slots it has."""
+        """Make a cache for `samples` of up to `length` tokens; returns how many slots it has."""
         shape, device = self.decoder.shape, self.decoder.device
         dtype = self.autocast or self.decoder.lm_head.weight.dtype
         length = min(-(-length // 64) * 64, shape.max_positions)
         per_slot = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * dtype.itemsize
         slots = max(1, min(self.max_slots, self.cache_bytes // per_slot, samples))
         keys = self._cache.keys
-        if keys.shape[1] < slots or keys.shape[3] < length or keys.dtype != dtype:
+        # An exact fit, not a larger one: what was sampled before must not change how this is batched,
+        # or a resumed run would differ in the last bit.
+        if (keys.shape[1], keys.shape[3], keys.dtype) != (slots, length, dtype):
             self._cache = self._empty()  # free the old one before asking for the new one
             self._cache = KVCache(shape, slots, length, device, dtype)
-        n = self._cache.keys.shape[1]
+        n = slots
         self._last = torch.zeros(n, dtype=torch.int64, device=device)
         self._position = torch.zeros(n, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(n, dtype=torch.int64, device=device)

@@ -21,7 +21,7 @@ def _answer(rng: random.Random, terms: list[int]) -> str:
     """How an answer is put: worked or terse, ending in one of several ways."""
     total = sum(terms)
     ending = rng.choice(ENDINGS).format(total)
-    return f"{arithmetic.steps(terms)} {ending}" if rng.random() < 0.5 else ending
+    return f"{arithmetic.steps(terms)} {ending}" if rng.random() < 0.6 else ending
 
 
 def _sum(rng: random.Random) -> str:
@@ -83,7 +83,7 @@ def documents(seed: int) -> Iterator[str]:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     while True:
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.58:
             yield _sum(rng)
         elif kind < 0.7:
             yield _facts(rng)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
-from strop.tasks.base import SPLITS, number_verdict, register, split_of
+from strop.tasks.base import Procedural, register, split_of
+from strop.tasks.extract import number_verdict
 from strop.types import Prompt, Verdict
 
 _UNITS = (
@@ -26,25 +29,30 @@ def in_words(n: int) -> str:
 
 
 def terms_of(rng: random.Random, count: int, split: str) -> list[int]:
-    """Two-digit terms whose multiset belongs to `split`; 3 + 4 is not new to who has seen 4 + 3."""
+    """Two-digit terms whose multiset belongs to `split`; 3 + 4 is not new to who has seen 4 + 3. Training problems
+    don't pass through a two-digit sum of another split on their way either."""
     while True:
         terms = [rng.randint(10, 99) for _ in range(count)]
-        if split_of("+".join(map(str, sorted(terms)))) == split:
+        steps = [(total, b) for total, b in zip(accumulate(terms), terms[1:], strict=False) if total < 100]
+        sums = [terms, *(steps if split == "train" else ())]
+        if all(split_of("+".join(map(str, sorted(s)))) == split for s in sums):
             return terms
 
 
 def ask(rng: random.Random, terms: Sequence[int]) -> str:
     """A question for the sum of `terms`, in one of several manners of speaking."""
     figures = [str(t) for t in terms]
-    manner = rng.randrange(5)
+    manner = rng.randrange(6)
     if manner == 0:
         return f"What is {' + '.join(figures)}?"
     if manner == 1:
-        return f"Add {', '.join(figures[:-1])} and {figures[-1]}."
+        return f"Compute {' + '.join(figures)}."
     if manner == 2:
-        return f"What is {' plus '.join(in_words(t) for t in terms)}?"
+        return f"Add {', '.join(figures[:-1])} and {figures[-1]}."
     if manner == 3:
         return f"Find the sum of {', '.join(figures[:-1])} and {figures[-1]}."
+    if manner == 4:
+        return f"What is {' plus '.join(in_words(t) for t in terms)}?"
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     more = " ".join(f"Then come {t} more." for t in figures[1:])
     return f"{name} has {figures[0]} {thing}. {more} How many {thing} is that?"
@@ -60,36 +68,18 @@ def steps(terms: Sequence[int]) -> str:
 
 
 @register("arithmetic")
-class Arithmetic:
+class Arithmetic(Procedural):
     """Sums; tier k has k terms. `terse` is the share of demonstrations that state only the answer."""
 
     name = "arithmetic"
 
     def __init__(self, tiers: Sequence[int] = (2, 3, 4), terse: float = 0.0, size: int = 3000):
-        if not tiers or not all(isinstance(t, int) and 2 <= t <= 20 for t in tiers):
-            raise ValueError(f"tiers are numbers of terms from 2 to 20, not {tiers}")
-        self.tiers, self.terse, self.size = tuple(tiers), terse, size
+        super().__init__(tiers, size)
+        self.terse = terse
 
-    def prompts(self, split: str) -> list[Prompt]:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        rng = random.Random(f"arithmetic {split}")
-        out: list[Prompt] = []
-        seen: set[str] = set()
-        while len(out) < self.size:
-            tier = self.tiers[len(out) % len(self.tiers)]
-            terms = terms_of(rng, tier, split)
-            prompt = Prompt.user(
-                ask(rng, terms),
-                task=self.name,
-                row=len(out),
-                answer=str(sum(terms)),
-                extras={"tier": tier, "terms": terms},
-            )
-            if prompt.id not in seen:
-                seen.add(prompt.id)
-                out.append(prompt)
-        return out
+    def draw(self, rng: random.Random, tier: int, split: str) -> tuple[str, str, dict[str, Any]]:
+        terms = terms_of(rng, tier, split)
+        return ask(rng, terms), str(sum(terms)), {"terms": terms}
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         return number_verdict(prompt.answer, text)

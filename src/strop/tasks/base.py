@@ -1,10 +1,11 @@
-"""What tasks share: the registry, judging without exceptions, and a number's verdict."""
+"""What tasks share: the registry, judging without exceptions, procedural problems, and checking a task itself."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import inspect
+import random
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -14,16 +15,15 @@ from typing import Any
 
 from strop.errors import StropError
 from strop.protocols import Task
-from strop.tasks.extract import last_number, same_number, stated_number
 from strop.types import Judged, Prompt, Rollout, Verdict
 
 SPLITS = ("train", "dev", "test")
+REFUSALS = ("", "I'm sorry, but I can't help with that.", "\x00\ufffd{{}}[[", "The answer is unknown.")
 _REGISTRY: dict[str, Callable[..., Task]] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., Task]], Callable[..., Task]]:
-    """Class decorator: make a task known by name. Packages may use the entry point group
-    `strop.tasks` instead."""
+    """Class decorator: make a task known by name. Packages may use the entry point group `strop.tasks` instead."""
 
     def add(factory: Callable[..., Task]) -> Callable[..., Task]:
         _REGISTRY[name] = factory
@@ -38,10 +38,10 @@ def task_names() -> list[str]:
 
 
 def task(name: str, **options: Any) -> Task:
-    """A task by its registered name, or `path/to/file.py:ClassName`. Raises StropError for an
-    unknown name or option, naming the nearest."""
-    factory = _from_file(name) if ".py:" in name else _by_name(name)
-    known = inspect.signature(factory).parameters
+    """A task by its registered name, or `path/to/file.py:ClassName`. Raises StropError for an unknown name or option,
+    naming the nearest."""
+    factory = _from_file(name) if ".py:" in name else find(name)
+    known = list(inspect.signature(factory).parameters)
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)
@@ -53,12 +53,8 @@ def task(name: str, **options: Any) -> Task:
         raise StropError(f"task {name}: {error}") from error
 
 
-def describe(name: str) -> str:
-    """The first line of a task's docstring."""
-    return (inspect.getdoc(_by_name(name)) or "").partition("\n")[0]
-
-
-def _by_name(name: str) -> Callable[..., Task]:
+def find(name: str) -> Callable[..., Task]:
+    """The class behind a task's name."""
     if name in _REGISTRY:
         return _REGISTRY[name]
     for entry in entry_points(group="strop.tasks"):
@@ -71,19 +67,16 @@ def _by_name(name: str) -> Callable[..., Task]:
 
 def _from_file(name: str) -> Callable[..., Task]:
     path, _, attribute = name.rpartition(":")
-    if not Path(path).is_file():
-        raise StropError(f"task {name}: no file {path}")
     spec = importlib.util.spec_from_file_location(f"strop_task_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise StropError(f"task {name}: no file {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
+        return getattr(module, attribute)
     except Exception as error:
-        raise StropError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        raise StropError(f"{path}: has no {attribute!r}")
-    return getattr(module, attribute)
+        raise StropError(f"task {name}: {type(error).__name__}: {error}") from error
 
 
 def judge(task: Task, prompt: Prompt, text: str) -> Verdict:
@@ -98,8 +91,8 @@ def judge(task: Task, prompt: Prompt, text: str) -> Verdict:
 
 
 def judge_all(task: Task, rollouts: Sequence[Rollout]) -> list[Judged]:
-    """Each rollout with its verdict. Raises StropError when over 5 % are invalid: a broken
-    verifier must not pass for a weak model."""
+    """Each rollout with its verdict. Raises StropError when over 5 % are invalid: a broken verifier must not pass for
+    a weak model."""
     judged = [Judged(r, judge(task, r.prompt, r.text)) for r in rollouts]
     bad = [j for j in judged if j.verdict.invalid]
     if len(bad) > 0.05 * len(judged):
@@ -108,35 +101,50 @@ def judge_all(task: Task, rollouts: Sequence[Rollout]) -> list[Judged]:
     return judged
 
 
-def number_verdict(gold: str, text: str) -> Verdict:
-    """Verdict of a numeric answer; its correctness is the strict one, `parts` hold both."""
-    if last_number(gold) is None:
-        return Verdict.unjudged(f"the gold answer {gold!r} holds no number")
-    gold = last_number(gold) or ""
-    strict = float(same_number(stated_number(text), gold))
-    flexible = float(same_number(last_number(text), gold))
-    return Verdict(strict, parts={"strict": strict, "flexible": flexible})
-
-
 def split_of(key: str) -> str:
-    """The split that a procedural problem belongs to, by its content: a tenth each to `test` and
-    `dev`. Whatever draws problems (training text, demonstrations, RL) skips the others."""
-    bucket = hashlib.sha256(key.encode()).digest()[0] % 10
-    return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
+    """The split that a procedural problem belongs to, by its content: a tenth each to `test` and `dev`. Whatever draws
+    problems (training text, demonstrations, RL) skips the others."""
+    return {0: "test", 1: "dev"}.get(hashlib.sha256(key.encode()).digest()[0] % 10, "train")
 
 
-REFUSALS = ("", "I'm sorry, but I can't help with that.", "\x00\ufffd{{}}[[", "The answer is unknown.")
+class Procedural:
+    """A task whose problems are drawn, not read: `draw(rng, tier, split)` makes one. The same seed makes the same
+    `size` different prompts for a split, its tiers taking turns."""
+
+    name: str
+
+    def __init__(self, tiers: Sequence[int], size: int):
+        if not tiers or not all(isinstance(t, int) and 2 <= t <= 20 for t in tiers):
+            raise ValueError(f"tiers are whole numbers from 2 to 20, not {tiers}")
+        self.tiers, self.size = tuple(tiers), size
+
+    def draw(self, rng: random.Random, tier: int, split: str) -> tuple[str, str, dict[str, Any]]:
+        """A question, its gold answer, and extras."""
+        raise NotImplementedError
+
+    def prompts(self, split: str) -> list[Prompt]:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        rng, out = random.Random(f"{self.name} {split}"), dict[str, Prompt]()
+        while len(out) < self.size:
+            tier = self.tiers[len(out) % len(self.tiers)]
+            question, answer, extras = self.draw(rng, tier, split)
+            out.setdefault(
+                question,
+                Prompt.user(
+                    question, task=self.name, row=len(out), answer=answer, extras={"tier": tier, **extras}
+                ),
+            )
+        return list(out.values())
 
 
 def validate(task: Task, split: str = "test", limit: int = 100) -> list[str]:
-    """What is wrong with a task: a gold that doesn't score 1, or a refusal, garbage or nothing
-    that scores above 0 or raises. An empty list means that it is sound."""
-    wrong: list[str] = []
-    prompts: Sequence[Prompt] = task.prompts(split)[:limit]
-    if not prompts:
-        return [f"{task.name}: split {split!r} has no prompts"]
+    """What is wrong with a task: a gold that doesn't score 1, or a refusal, garbage or nothing that scores above 0 or
+    raises. An empty list means that it is sound."""
+    prompts = task.prompts(split)[:limit]
+    wrong = [] if prompts else [f"{task.name}: split {split!r} has no prompts"]
     for prompt in prompts:
-        cases = [(task.gold(prompt), 1.0, "the gold answer")] + [(r, 0.0, repr(r)) for r in REFUSALS]
+        cases = [(task.gold(prompt), 1.0, "the gold answer"), *((r, 0.0, repr(r)) for r in REFUSALS)]
         for text, expected, what in cases:
             verdict = judge(task, prompt, text)
             if verdict.correctness != expected:

@@ -1,9 +1,11 @@
-"""The final answer in a text. Strict wants the answer stated; flexible takes the last number."""
+"""The final number in a text. Strict wants the answer stated; flexible takes the last number."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+
+from strop.types import Verdict
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _LAST = re.compile(rf"(?:(?<![\w)])-)?{_NUMBER}")  # the minus of 12-5 is not a sign
@@ -11,12 +13,11 @@ _CUT = r"(?![\d,]*\d|\.\d|e[-+]?\d|:\d| ?[-+*/^=] ?\d)"  # what goes on (3/4, 5e
 _STATED = re.compile(
     rf"\\boxed\{{\s*\\?\$?(-?{_NUMBER})\s*\}}|(?:####|answer is:?)\s*\\?\$?(-?{_NUMBER}){_CUT}", re.IGNORECASE
 )
-_THINKING = re.compile(r".*</think>", re.DOTALL)
 
 
 def after_thinking(text: str) -> str:
     """The text behind the last closed thinking part."""
-    return _THINKING.sub("", text, count=1)
+    return text.rpartition("</think>")[2]
 
 
 def stated_number(text: str) -> str | None:
@@ -33,9 +34,13 @@ def last_number(text: str) -> str | None:
 
 def same_number(a: str | None, b: str | None) -> bool:
     """Equal as decimal numbers, thousands separators ignored."""
-    if a is None or b is None:
-        return False
-    try:
-        return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
-    except InvalidOperation:
-        return False
+    return a is not None and b is not None and Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
+
+
+def number_verdict(gold: str, text: str) -> Verdict:
+    """Verdict of a numeric answer; its correctness is the strict one, `parts` hold both."""
+    number = last_number(gold)
+    if number is None:
+        return Verdict.unjudged(f"the gold answer {gold!r} holds no number")
+    strict, flexible = (float(same_number(x, number)) for x in (stated_number(text), last_number(text)))
+    return Verdict(strict, parts={"strict": strict, "flexible": flexible})

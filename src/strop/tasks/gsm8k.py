@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from strop.data.rows import Row, read_rows
 from strop.errors import StropError
-from strop.tasks.base import SPLITS, number_verdict, register
-from strop.tasks.extract import stated_number
+from strop.tasks.base import SPLITS, register
+from strop.tasks.extract import number_verdict, stated_number
 from strop.types import Prompt, Verdict
 
 DEV_ROWS = 500  # of the training file: GSM8K itself has no development split
@@ -61,7 +61,4 @@ class GSM8K:
         return number_verdict(prompt.answer, text)
 
     def gold(self, prompt: Prompt) -> str:
-        return prompt.extras["solution"]
-
-    def demonstrate(self, prompt: Prompt) -> str:
         return prompt.extras["solution"]

@@ -171,4 +171,3 @@ def accumulate(policy: Policy, objective: Objective, given: Step, micro_tokens: 
             sums[name] = sums.get(name, 0.0) + float(value)
     policy.decoder.eval()
     return {name: value if name == "loss" else value / count for name, value in sums.items()}
-

@@ -45,12 +45,12 @@ class PretrainConfig(TrainConfig):
 
 def new_policy(shape: NewModel, texts: Iterable[str], seed: int) -> Policy:
     """A decoder with fresh weights and a tokenizer trained on `texts`: byte-level BPE whose digits
-    stand alone, so that a number's value is in its tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    stand alone (the first may carry its space), so that a number's value is in its tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
+    digits = pre_tokenizers.Split(Regex(r" ?\d"), "isolated")
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     bpe.decoder = decoders.ByteLevel()
