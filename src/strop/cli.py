@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -111,7 +111,7 @@ def sample_command(
         policy.renderer = policy.renderer.raw()
     text = sys.stdin.read() if prompt == "-" else prompt
     for rollout in sample(policy, text, n, temperature, top_p, max_tokens, seed)[0]:
-        told = {"text": rollout.text, "tokens": rollout.completion_ids, "logprobs": rollout.logprobs}
+        told: dict[str, Any] = {"text": rollout.text, "tokens": rollout.completion_ids, "logprobs": rollout.logprobs}
         told |= {"finish": rollout.finish, "ledger": rollout.ledger.as_dict()}
         typer.echo(json.dumps(told) if as_json else rollout.text)
 
@@ -137,8 +137,9 @@ def doctor() -> None:
     [[rollout]] = sample(policy, "What is 17 + 25?")
     drift = max(abs(a - b) for a, b in zip(policy.score([rollout])[0], rollout.logprobs, strict=True))
     facts = {"strop": strop.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    facts |= {"cores": available_cores(), "store": home(), "strop-nano": f"sampler and scorer differ by {drift:.0e} nats"}
+    facts |= {"cores": str(available_cores()), "store": str(home())}
     facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    facts["strop-nano"] = f"sampler and scorer differ by {drift:.0e} nats"
     for name, value in facts.items():
         typer.echo(f"{name:<12}{value}")
     if drift > 1e-4:

@@ -182,8 +182,8 @@ class Reward:
 class Datum:
     """What the training loop eats: one row of tokens and what an objective needs per token.
 
-    ids, targets: int64 [T], targets[t] being the token after ids[t]. fields: float32 [T], aligned with targets; `weight`
-    is always there, and a target of weight 0 is not learnt. Rows of one `group` are never split across micro-batches.
+    ids, targets: int64 [T], targets[t] being the token after ids[t]. fields: float32 [T], aligned with targets; there
+    is always a `weight`, and a target of weight 0 is not learnt. Rows of one `group` stay in one micro-batch.
     """
 
     ids: np.ndarray

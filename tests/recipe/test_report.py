@@ -58,7 +58,7 @@ def results(rng: random.Random) -> dict[str, Any]:
                         "model": name, "task": task, "split": "test", "n": N, "metric": metric, "value": v,
                         "low": max(0.0, v - half), "high": min(1.0, v + half), "extraction": extraction,
                         "truncated": 0.083 if name == "base" else 0.004, "invalid": int(name == "mid"),
-                        "seed": 0, "suite_hash": "09af13c2d4e5b6a7", "temperature": float(metric != "greedy"),
+                        "seed": 0, "suite_hash": f"09af13c2d4e5{task}", "temperature": float(metric != "greedy"),
                     })  # fmt: skip
                     if start := STAGES[name][1]:
                         d = value - by_stage[start][METRICS.index(metric)]
@@ -66,6 +66,7 @@ def results(rng: random.Random) -> dict[str, Any]:
                         comparisons.append({
                             "task": task, "metric": metric, "extraction": extraction, "after": name,
                             "before": start, "n": N, "value": d, "low": d - half, "high": d + half,
+                            "suite_hash": f"09af13c2d4e5{task}",
                         })  # fmt: skip
     return {
         "name": "nano-demo", "version": "0.1.0", "model": "strop-nano", "seed": 0, "device": "cpu",
@@ -184,6 +185,25 @@ def test_every_stage_task_and_metric_is_there(page: str) -> None:
     assert 'data-stage="rl"' in page and "270 TFLOP" in page and "The recipe, resolved" in page
 
 
+def test_a_task_evaluated_twice_stands_twice(run: Path) -> None:
+    made = results(random.Random(0))
+    rows = (*made["evaluations"], *made["comparisons"])
+    for row in rows:
+        if row["task"] == "rewrite":  # as if it were arithmetic with other options, and more samples
+            row["task"], row["metric"] = "arithmetic", row["metric"].replace("@8", "@16")
+    page = write_report(change(run, **made)).read_text()
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "arithmetic greedy 28.3 → 91.2 (+62.9 points" in text
+    assert "arithmetic (2) greedy 43.8 → 41.7 (−2.1 points" in text
+    summary = page[page.index("<table>") : page.index("</table>")]
+    assert re.findall(r"<b>(arithmetic[^<]*)</b>", summary) == ["arithmetic", "arithmetic (2)"]
+    first, second = (re.sub(r"<[^>]+>", " ", part) for part in summary.split("<b>arithmetic (2)</b>"))
+    assert "96.8" in first and "66.4" in second and "66.4" not in first  # pass@8 and pass@16 of rl
+    differences = page[page.index('id="differences"') : page.index('id="training"')]
+    assert differences.count("rl over sft") == 2
+    assert 'aria-label="arithmetic (2): accuracy by stage' in page
+
+
 def test_is_the_same_each_time(run: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
@@ -238,7 +258,7 @@ def test_malformed_results_are_told_in_one_line(run: Path) -> None:
     stages = json.loads((run / "results.json").read_text())["stages"]
     (run / "results.json").write_text("{")
     cases: list[tuple[dict[str, Any] | None, str]] = [
-        (None, "cannot be read as JSON"),
+        (None, "Invalid JSON"),
         ({"stages": stages}, "name: Field required"),
         ({"name": "x", "stages": {"a": {}}}, "stages.a.kind: Field required"),
         ({"name": "x", "stages": stages, "evaluations": [{"model": "rl"}]}, "evaluations.0.task: Field"),

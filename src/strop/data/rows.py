@@ -14,9 +14,9 @@ Row = dict[str, Any]
 
 
 def read_rows(path: str | Path, columns: tuple[str, ...] = ()) -> list[Row]:
-    """All rows of a .jsonl or .parquet file. Raises StropError naming file, line and mend."""
+    """All rows of a .jsonl or .parquet file. Raises StropError naming file, line and what is wrong."""
     path = Path(path).expanduser()
-    if not path.exists():
+    if not path.is_file():
         raise StropError(f"{path}: no such file")
     rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
     if not rows:
@@ -29,20 +29,17 @@ def read_rows(path: str | Path, columns: tuple[str, ...] = ()) -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise StropError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise StropError(f"{path}:{number}: empty line; remove it")
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise StropError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(row, dict):
-            raise StropError(f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
+    with path.open("rb") as lines:  # by bytes: text mode would also break lines at U+2028 inside a string
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise StropError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+            except UnicodeDecodeError as error:
+                raise StropError(f"{path}:{number}: not UTF-8: {error.reason}") from error
+            if not isinstance(row, dict):
+                raise StropError(f"{path}:{number}: a row must be a JSON object, not {type(row).__name__}")
+            rows.append(row)
     return rows
 
 
@@ -57,13 +54,13 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def conversation(row: Mapping[str, Any], where: str) -> list[Message]:
-    """A row's conversation from `messages` (Tülu, TRL) or `prompt` and `completion` (TRL)."""
+    """A row's conversation from `messages` (Tülu, TRL) or `prompt` and `completion` (TRL), text or messages."""
     if "messages" in row:
         turns = row["messages"]
     elif "prompt" in row and "completion" in row:
-        prompt, completion = row["prompt"], row["completion"]
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+        given = zip(("user", "assistant"), (row["prompt"], row["completion"]), strict=True)
+        parts = [[{"role": role, "content": part}] if isinstance(part, str) else part for role, part in given]
+        turns = [turn for part in parts for turn in part or ()]
     else:
         raise StropError(f"{where}: needs `messages`, or `prompt` and `completion`; it has {', '.join(row)}")
     try:

@@ -47,7 +47,7 @@ class RLStage(RLConfig):
     from_: From = None
 
 
-Stage = PretrainStage | SFTStage | RLStage
+StageConfig = PretrainStage | SFTStage | RLStage
 
 
 class Recipe(BaseModel):
@@ -61,7 +61,7 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 computes under autocast")
     threads: int | None = Field(None, gt=0, description="CPU threads; all this process may use if not given")
-    stages: dict[str, Annotated[Stage, Field(discriminator="kind")]]
+    stages: dict[str, Annotated[StageConfig, Field(discriminator="kind")]]
     evaluate: list[EvalConfig] = Field(default_factory=list)
 
     def parent(self, stage: str) -> str | None:
@@ -77,13 +77,14 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = BUNDLED / f"{name}.yaml"
     path = path if path.exists() else Path(name)
     if not path.is_file():
-        raise StropError(f"{name}: no such recipe; {nearest(str(name), sorted(p.stem for p in BUNDLED.glob('*.yaml')))}")
+        bundled = sorted(p.stem for p in BUNDLED.glob("*.yaml"))
+        raise StropError(f"{name}: no such recipe; {nearest(str(name), bundled)}")
     text = path.read_text()
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise StropError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', error)}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        raise StropError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise StropError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides:
@@ -98,7 +99,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set `a.b=value` in a recipe's tree. A first word that is no key of a recipe names a stage."""
     dotted, equals, value = override.partition("=")
     parts = dotted.split(".")
-    stages = tree.get("stages") if isinstance(tree.get("stages"), dict) else {}
+    stages: dict[str, Any] = tree["stages"] if isinstance(tree.get("stages"), dict) else {}
     if not equals or not all(parts):
         raise StropError(f"--set {override}: write it as key.key=value")
     if parts[0] in stages:
@@ -135,10 +136,10 @@ def explain(error: ValidationError, model: type[BaseModel], path: Path | str, te
     place = [p for i, p in enumerate(loc) if not (i == 2 and loc[0] == "stages")]
     where, last = ".".join(map(str, place)), str(place[-1])
     message = first["msg"]
-    if first["type"] == "extra_forbidden":
-        where, message = ".".join(map(str, place[:-1])), f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
-    elif first["type"] == "missing":
-        where, message = ".".join(map(str, place[:-1])), f"{last!r} is required"
+    if first["type"] in ("extra_forbidden", "missing"):
+        where = ".".join(map(str, place[:-1]))
+        unknown = f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
+        message = f"{last!r} is required" if first["type"] == "missing" else unknown
     elif not isinstance(first["input"], dict | list):
         message += f", not {first['input']!r}"
     line = f":{line_of(text, place)}" if text else ""

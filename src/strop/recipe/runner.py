@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,181 +13,149 @@ import yaml
 from rich.table import Table
 
 import strop
-from strop.evals.evaluate import EXTRACTIONS, Evaluation, compare, evaluate
+from strop.evals.evaluate import EXTRACTIONS, Evaluation, evaluate
 from strop.ledger import Ledger
 from strop.model.renderer import Renderer
 from strop.recipe.config import Recipe
-from strop.recipe.plan import Plan, PlannedEval, PlannedStage, make_plan
+from strop.recipe.plan import Plan, PlannedEval, make_plan
 from strop.recipe.report import write_report
 from strop.recipe.show import Console
+from strop.recipe.stages import load, make_task, run_stage
 from strop.recipe.store import write_atomically
+from strop.stats import paired_difference
 from strop.types import Author, Judged
 
 SAMPLES_SHOWN = 12  # per evaluation and manner of sampling, in the report's browser
 
 
 def run(recipe: Recipe, out: Path | None = None, console: Console | None = None) -> Path:
-    """Bring `out` (runs/NAME if not given) up to date with the recipe and return it.
-
-    Only what the store lacks is computed; a killed run goes on from its last saved step.
-    """
+    """Bring `out` (runs/NAME if not given) up to date with the recipe and return it. Only what the store lacks is
+    computed; a killed run goes on from its last saved step."""
     console, out = console or Console(), out or Path("runs") / recipe.name
     plan = make_plan(recipe)
-    if plan.todo:
-        _compute(plan, console)
-    _publish(plan, out, console)
+    if not plan.done:
+        plan.machine.prepare()
+        for stage in plan.stages.values():
+            if not stage.done:
+                run_stage(stage, plan, console)
+            for planned in plan.evals:
+                if planned.stage == stage.name and not planned.artifact.done:
+                    measure(planned, plan, console)
+    publish(plan, out, console)
     return out
 
 
-def _compute(plan: Plan, console: Console) -> None:
-    from strop.recipe.stages import run_stage
-
-    plan.machine.prepare()
-    for stage in plan.stages.values():
-        if not stage.done:
-            run_stage(stage, plan, console)
-        for planned in plan.evals:
-            if planned.stage == stage.name and not planned.artifact.done:
-                _evaluate(planned, stage, plan, console)
-
-
-def _evaluate(planned: PlannedEval, stage: PlannedStage, plan: Plan, console: Console) -> None:
-    """Measure one stage's model on one task; leave rows, per-prompt scores and samples in the store."""
-    from strop.recipe.stages import make_task
-    from strop.sampling.policy import Policy
-
-    config, began = plan.recipe.evaluate[planned.index], time.perf_counter()
-    assert stage.model is not None
-    policy = Policy.load(stage.model, plan.machine.device, plan.machine.dtype)
+def measure(planned: PlannedEval, plan: Plan, console: Console) -> None:
+    """Evaluate one stage's model on one task; leave rows, per-prompt answers and samples in the store."""
+    config, name, began = plan.recipe.evaluate[planned.index], planned.stage, time.perf_counter()
+    policy = load(plan.stages[name].model, plan)
     if policy.renderer.without_template:
-        console.say(f"{stage.name}: the model has no chat template; using plain Question:/Answer: text")
-    with console.evaluation(f"{stage.name} {config.task}") as progress:
+        console.say(f"{name}: the model has no chat template; using plain Question:/Answer: text")
+    with console.evaluation(f"{name} {config.task}") as progress:
         result = evaluate(policy, make_task(config), config, plan.recipe.seed, progress)
-    seconds = time.perf_counter() - began
-    artifact = planned.artifact
-    samples = [json.dumps(s) for s in show_samples(result, policy.renderer)]
-    write_atomically(artifact.path / "samples.jsonl", "\n".join(samples) + "\n")
-    write_atomically(artifact.path / "prompts.jsonl", "\n".join(json.dumps(r) for r in per_prompt(result)) + "\n")
-    rates = {m: {e: clean(result.rates(m, e)) for e in EXTRACTIONS} for m in result.metrics()}
-    ledger = replace(result.ledger, seconds=seconds)
-    rows = result.rows(stage.name, plan.recipe.seed)
-    artifact.finish({"rows": rows, "rates": rates, "ledger": ledger.as_dict()})
-    strict = {r["metric"]: r["value"] for r in rows if r["extraction"] == "strict"}
-    told = ", ".join(f"{m} {v:.3f}" for m, v in strict.items() if v is not None)
-    console.say(f"{stage.name}: {config.task} {told} ({seconds:.0f} s)")
+    for file, rows in (("samples", shown(result, policy.renderer)), ("prompts", answers(result))):
+        write_atomically(planned.artifact.path / f"{file}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    rates = {m: {e: [None if r != r else r for r in result.rates(m, e)] for e in EXTRACTIONS} for m in result.draws}
+    ledger = replace(result.ledger, seconds=time.perf_counter() - began)
+    rows = result.rows(name, plan.recipe.seed)
+    planned.artifact.finish({"rows": rows, "rates": rates, "ledger": ledger.as_dict()})
+    told = [f"{r['metric']} {r['value']:.3f}" for r in rows if r["extraction"] == "strict" and r["value"] is not None]
+    console.say(f"{name}: {config.task} {', '.join(told)} ({ledger.seconds:.0f} s)")
 
 
-def clean(rates: Sequence[float]) -> list[float | None]:
-    """NaN is no JSON; a prompt without a valid verdict is null."""
-    return [None if math.isnan(r) else r for r in rates]
+def answers(result: Evaluation) -> list[dict[str, Any]]:
+    """Every prompt with its answers and verdicts, so that anyone can recompute the scores."""
+    out = []
+    for i, prompt in enumerate(result.prompts):
+        row = {"id": prompt.id, "row": prompt.row, "question": prompt.messages[-1].content, "gold": prompt.answer}
+        row["extras"] = dict(prompt.extras)
+        # pass@k is made of pass@1's draws, and so may be the best temperature's: each stands once.
+        kept = {m: d for m, d in result.draws.items() if m == "pass@1" or d is not result.draws["pass@1"]}
+        for metric, draws in kept.items():
+            told = [(j.rollout, j.verdict) for j in draws[i]]
+            row[metric] = [{"text": r.text, "finish": r.finish, **asdict(v)} for r, v in told]
+        out.append(row)
+    return out
 
 
-def per_prompt(result: Evaluation) -> list[dict[str, Any]]:
-    """Every answer with its verdict, so that anyone can recompute the scores."""
-
-    def told(judged: Judged) -> dict[str, Any]:
-        verdict = judged.verdict
-        out = {"text": judged.rollout.text, "finish": judged.rollout.finish, "correctness": verdict.correctness}
-        return {**out, **verdict.parts, **({"invalid": verdict.invalid} if verdict.invalid else {})}
-
-    return [
-        {
-            "id": prompt.id, "row": prompt.row, "question": prompt.messages[-1].content, "gold": prompt.answer,
-            "extras": dict(prompt.extras), "greedy": told(result.greedy[i]),
-            "sampled": [told(j) for j in result.sampled[i]],
-            "best": [told(j) for j in result.best[i]] if result.best is not result.sampled and result.best else [],
-        }
-        for i, prompt in enumerate(result.prompts)
-    ]  # fmt: skip
-
-
-def show_samples(result: Evaluation, renderer: Renderer) -> list[dict[str, Any]]:
+def shown(result: Evaluation, renderer: Renderer) -> list[dict[str, Any]]:
     """A few rollouts with tokens, mask and verdict, for the report."""
-    chosen = [("greedy", j) for j in result.greedy[:SAMPLES_SHOWN]]
-    chosen += [("sampled", group[0]) for group in result.sampled[:SAMPLES_SHOWN]]
-    return [
-        {
-            "task": result.task, "split": result.suite["split"], "how": how,
-            "question": judged.rollout.prompt.messages[-1].content, "gold": judged.rollout.prompt.answer,
-            "tokens": renderer.pieces(judged.rollout.ids),
-            "learnt": [int(a is Author.POLICY) for a in judged.rollout.authors],
-            "finish": judged.rollout.finish, "text": judged.rollout.text,
-            "correctness": judged.verdict.correctness, "invalid": judged.verdict.invalid,
-            "strict": judged.score("strict"), "flexible": judged.score("flexible"),
-        }
-        for how, judged in chosen
-    ]  # fmt: skip
+
+    def told(how: str, judged: Judged) -> dict[str, Any]:
+        rollout, verdict = judged.rollout, judged.verdict
+        row = {"task": result.task, "split": result.suite["split"], "how": how, "finish": rollout.finish}
+        row |= {"question": rollout.prompt.messages[-1].content, "gold": rollout.prompt.answer, "text": rollout.text}
+        row |= {"tokens": renderer.pieces(rollout.ids), "learnt": [int(a is Author.POLICY) for a in rollout.authors]}
+        row |= {"correctness": verdict.correctness, "invalid": verdict.invalid}
+        return {**row, **{extraction: judged.score(extraction) for extraction in EXTRACTIONS}}
+
+    manners = (("greedy", "greedy"), ("sampled", "pass@1"))
+    return [told(how, group[0]) for how, metric in manners for group in result.draws[metric][:SAMPLES_SHOWN]]
 
 
 def collect(plan: Plan) -> dict[str, Any]:
     """The content of results.json, from what lies in the store."""
-    stages: dict[str, Any] = {}
+    nothing: dict[str, Any] = {"seconds": 0.0, "ledger": Ledger().as_dict(), "kl": None}
+    stages = {}
     for name, stage in plan.stages.items():
-        record: dict[str, Any] = {"seconds": 0.0, "ledger": Ledger().as_dict(), "kl": None}
-        if stage.kind != "base":
-            record = {k: stage.artifact.record()[k] for k in record}
-        stages[name] = {"kind": stage.kind, "key": stage.artifact.key, "from": stage.parent, **record}
-    evaluations: list[dict[str, Any]] = []
+        record = nothing if stage.kind == "base" else stage.artifact.record()
+        told = {key: record[key] for key in nothing}
+        stages[name] = {"kind": stage.kind, "key": stage.artifact.key, "from": stage.parent, **told}
+    records = {(planned.stage, planned.index): planned.artifact.record() for planned in plan.evals}
     spent: dict[str, Ledger] = {}
-    records: dict[tuple[str, int], dict[str, Any]] = {}
-    for planned in plan.evals:
-        record = records[planned.stage, planned.index] = planned.artifact.record()
-        # The store knows a model by its key; the rows name the stage as this recipe calls it.
-        evaluations += [{**row, "model": planned.stage} for row in record["rows"]]
-        spent[planned.stage] = spent.get(planned.stage, Ledger()) + Ledger(**record["ledger"])
+    for (name, _), record in records.items():
+        spent[name] = spent.get(name, Ledger()) + Ledger(**record["ledger"])
+    head = {"name": plan.recipe.name, "version": strop.__version__, "model": plan.recipe.model}
     return {
-        "name": plan.recipe.name, "version": strop.__version__, "model": plan.recipe.model, "seed": plan.recipe.seed,
-        **plan.machine.as_dict(), "stages": stages, "evaluations": evaluations,
+        **head,
+        "seed": plan.recipe.seed,
+        **asdict(plan.machine),
+        "stages": stages,
+        # The store knows a model by its key; the rows name the stage as this recipe calls it.
+        "evaluations": [{**row, "model": name} for (name, _), record in records.items() for row in record["rows"]],
         "comparisons": comparisons(plan, records),
         "evaluation_ledger": {name: ledger.as_dict() for name, ledger in spent.items()},
-    }  # fmt: skip
+    }
 
 
 def comparisons(plan: Plan, records: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Paired differences of every stage and the one that it started from."""
+    """Paired differences of every stage and the one that it started from, over prompts valid in both."""
     out = []
     for (name, index), record in records.items():
         parent = plan.stages[name].parent
-        if parent is None:
-            continue
-        before = records[parent, index]["rates"]
-        for metric, by_extraction in record["rates"].items():
-            for extraction, rates in by_extraction.items():
-                labels = {
-                    "task": record["rows"][0]["task"], "metric": metric, "extraction": extraction,
-                    "after": name, "before": parent,
-                }  # fmt: skip
-                pair = [[math.nan if r is None else r for r in x] for x in (rates, before[metric][extraction])]
-                out.append(compare(pair[0], pair[1], labels))
+        before = records[parent, index]["rates"] if parent else {}
+        for metric, extraction in ((m, e) for m in before for e in EXTRACTIONS):
+            both = zip(record["rates"][metric][extraction], before[metric][extraction], strict=True)
+            pairs = [(a, b) for a, b in both if a is not None and b is not None]
+            value, low, high = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+            row = {"task": record["rows"][0]["task"], "metric": metric, "extraction": extraction}
+            row |= {"suite_hash": record["rows"][0]["suite_hash"], "after": name, "before": parent}
+            out.append({**row, "n": len(pairs), "value": value, "low": low, "high": high})
     return out
 
 
-def _publish(plan: Plan, out: Path, console: Console) -> None:
+def publish(plan: Plan, out: Path, console: Console) -> None:
     """Lay out the run directory; leave it alone where it already says the same."""
     text = json.dumps(collect(plan), indent=1) + "\n"
     results, report = out / "results.json", out / "report.html"
-    if results.exists() and results.read_text() == text and report.exists() and (out / "model").exists():
+    if all(p.exists() for p in (results, report, out / "model")) and results.read_text() == text:
         console.say(f"nothing to do; the report is {report}")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        out / "recipe.yaml", yaml.safe_dump(plan.recipe.model_dump(mode="json", by_alias=True), sort_keys=False)
-    )
-    for folder in ("metrics", "samples", "evaluations"):
+    settings = plan.recipe.model_dump(mode="json", by_alias=True)
+    write_atomically(out / "recipe.yaml", yaml.safe_dump(settings, sort_keys=False))
+    for folder in ("metrics", "samples", "evaluations", "model"):
         shutil.rmtree(out / folder, ignore_errors=True)
-        (out / folder).mkdir()
     for stage in plan.stages.values():
         if (metrics := stage.artifact.path / "metrics.jsonl").exists():
-            shutil.copy(metrics, out / "metrics" / f"{stage.name}.jsonl")
-    for planned in plan.evals:
-        samples = (planned.artifact.path / "samples.jsonl").read_text()
-        with (out / "samples" / f"{planned.stage}.jsonl").open("a") as file:
-            file.write(samples)
-        name = f"{planned.stage}-{planned.index}.jsonl"
-        shutil.copy(planned.artifact.path / "prompts.jsonl", out / "evaluations" / name)
-    assert plan.final.model is not None
-    shutil.rmtree(out / "model", ignore_errors=True)
-    shutil.copytree(plan.final.model, out / "model")
+            write_atomically(out / "metrics" / f"{stage.name}.jsonl", metrics.read_text())
+        stored = [planned for planned in plan.evals if planned.stage == stage.name]
+        samples = "".join((planned.artifact.path / "samples.jsonl").read_text() for planned in stored)
+        write_atomically(out / "samples" / f"{stage.name}.jsonl", samples)
+        for planned in stored:
+            rows = (planned.artifact.path / "prompts.jsonl").read_text()
+            write_atomically(out / "evaluations" / f"{stage.name}-{planned.index}.jsonl", rows)
+        final = stage.model
+    shutil.copytree(final, out / "model")
     write_atomically(results, text)
     write_report(out)
     console.say(f"the report is {report}; the model is {out / 'model'}")
@@ -197,19 +163,18 @@ def _publish(plan: Plan, out: Path, console: Console) -> None:
 
 def dry_run(recipe: Recipe, console: Console) -> None:
     """Print what a run would do and why, without doing it."""
-    plan = make_plan(recipe)
-    table = Table(title=f"{recipe.name}: what a run would do", title_justify="left")
-    for heading in ("what", "kind", "key", "state"):
-        table.add_column(heading)
+    plan, table = make_plan(recipe), Table("what", "kind", "key", "state", title=f"{recipe.name}: a run would do")
     for stage in plan.stages.values():
-        state = "done" if stage.done else "resumes" if stage.artifact.started else "runs: not in the store"
+        state = "runs: not in the store"
         if stage.kind == "base":
             state = f"given: {stage.model}"
         elif stage.done:
-            state += f", took {stage.artifact.record()['seconds']:.0f} s"
+            state = f"done, took {stage.artifact.record()['seconds']:.0f} s"
+        elif (stage.artifact.path / "resume.safetensors").exists():
+            state = "goes on from its last saved step"
         table.add_row(stage.name, stage.kind, stage.artifact.key, state)
     for planned in plan.evals:
         state = "done" if planned.artifact.done else "runs: not in the store"
         task = recipe.evaluate[planned.index].task
         table.add_row(f"{planned.stage} on {task}", "eval", planned.artifact.key, state)
-    console.table(table)
+    console.out.print(table)

@@ -3,96 +3,91 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from strop.data.rows import conversation, read_rows
 from strop.errors import StropError
 from strop.evals.evaluate import EvalConfig
 from strop.ledger import Ledger
 from strop.protocols import Task
-from strop.recipe.config import PretrainStage, RLStage, SFTStage, Source
-from strop.recipe.plan import KL_PROMPTS, Plan, PlannedStage
+from strop.recipe.config import PretrainStage, RLStage, SFTStage, Source, StageConfig
+from strop.recipe.plan import Plan, PlannedStage
 from strop.recipe.show import Console
 from strop.sampling.policy import Policy
-from strop.synth.base_text import documents
+from strop.synth.base_text import TEXTS
 from strop.tasks import task
 from strop.train.kl import KLProbe
-from strop.train.loop import Progress, StageDir
+from strop.train.loop import Stage
 from strop.train.pretrain import new_policy, pretrain
 from strop.train.rl import rl
 from strop.train.sft import conversation_datum, sft
-from strop.types import Message, Prompt
+from strop.types import Message
+
+KL_PROMPTS = 64  # fixed prompts that KL is measured on, spread over the evaluated tasks' dev splits
 
 
 def make_task(config: EvalConfig | RLStage | Source) -> Task:
     """The task that a config names, with its options."""
-    options = dict(config.options)
-    if config.data is not None:
-        options["data"] = config.data
-    return task(str(config.task), **options)
+    data = {} if config.data is None else {"data": config.data}
+    return task(str(config.task), **config.options, **data)
 
 
 def run_stage(planned: PlannedStage, plan: Plan, console: Console) -> None:
     """Train one stage and leave its model in the store."""
-    config, stage = planned.config, StageDir(planned.artifact.path)
-    assert planned.model is not None
-    parent = plan.stages[planned.parent].model if planned.parent else None
+    config = planned.config
+    assert config is not None
     with console.stage(planned.name, planned.kind) as progress:
+        stage = Stage(planned.artifact.path, plan.recipe.seed, progress)
         if isinstance(config, PretrainStage) and config.new is not None:
-            policy, probe = new_policy(config.new, _first_texts(config), plan.recipe.seed), None
+            policy, probe = new_policy(config.new, islice(_text(config), 20000), stage.seed), None
         else:
-            assert parent is not None
-            policy = _load(parent, plan)
-            probe = _probe(parent, plan)
-        ledger = _train(policy, config, stage, plan, probe, console, progress)
+            parent = plan.stages[planned.parent or ""].model
+            policy, probe = load(parent, plan), _probe(parent, plan)
+        ledger = _train(policy, config, stage, probe, console)
         kl = probe.measure(policy) if probe else None
     partial = planned.model.with_name("model.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for directory in (partial, planned.model):
+        shutil.rmtree(directory, ignore_errors=True)
     policy.save(partial)
-    shutil.rmtree(planned.model, ignore_errors=True)
     partial.rename(planned.model)
-    record = {"kind": planned.kind, "key": planned.artifact.key, "from": planned.parent}
-    planned.artifact.finish({**record, "seconds": ledger.seconds, "ledger": ledger.as_dict(), "kl": kl})
+    record = {"kind": planned.kind, "key": planned.artifact.key, "seconds": ledger.seconds, "kl": kl}
+    planned.artifact.finish({**record, "ledger": ledger.as_dict()})
     stage.checkpoint.unlink(missing_ok=True)
 
 
-def _load(model: Path, plan: Plan) -> Policy:
+def load(model: Path, plan: Plan) -> Policy:
+    """A policy on the machine and in the dtype that the plan says."""
     return Policy.load(model, plan.machine.device, plan.machine.dtype)
 
 
-def _train(
-    policy: Policy, config: Any, stage: StageDir, plan: Plan, probe: KLProbe | None, console: Console, progress: Progress
-) -> Ledger:  # fmt: skip
-    seed = plan.recipe.seed
+def _train(policy: Policy, config: StageConfig, stage: Stage, probe: KLProbe | None, console: Console) -> Ledger:
     if isinstance(config, SFTStage):
         conversations = [c for source in config.data for c in read_source(source)]
         console.preview(conversation_datum(policy.renderer, conversations[0]), policy.renderer)
-        return sft(policy, conversations, config, stage, seed, progress)
+        return sft(policy, conversations, config, stage)
     if isinstance(config, RLStage):
-        return rl(policy, make_task(config), config, stage, seed, probe, progress, console.preview_rollout(policy))
-    texts = [] if config.text == "nano" else read_texts(config.text)
-    return pretrain(policy, documents if not texts else None, texts, config, stage, seed, progress)
+        return rl(policy, make_task(config), config, stage, probe, console.preview_rollout(policy))
+    return pretrain(policy, TEXTS.get(config.text) or list(_text(config)), config, stage)
 
 
 def _probe(parent: Path, plan: Plan) -> KLProbe | None:
     """KL to the stage's starting point, on dev prompts of every evaluated task."""
     evals = plan.recipe.evaluate
-    prompts: list[Prompt] = []
-    for config in evals:
-        prompts += make_task(config).prompts("dev")[: -(-KL_PROMPTS // len(evals))]
-    longest = max((config.max_tokens for config in evals), default=0)
-    return KLProbe(_load(parent, plan), prompts, longest) if prompts else None
+    if not evals:
+        return None
+    share = -(-KL_PROMPTS // len(evals))
+    prompts = [prompt for config in evals for prompt in make_task(config).prompts("dev")[:share]]
+    return KLProbe(load(parent, plan), prompts, max(config.max_tokens for config in evals))
 
 
 def read_source(source: Source) -> list[Sequence[Message]]:
-    """The conversations of one SFT source."""
-    if source.task is None and source.data is None:
-        raise StropError("sft: every source needs `task`, `data`, or both")
+    """The conversations of one SFT source: a file's rows, or a task's demonstrations (its golds if it has none)."""
     if source.task is None:
-        rows = read_rows(str(source.data))[: source.rows]
+        if source.data is None:
+            raise StropError("sft: every source needs `task`, `data`, or both")
+        rows = read_rows(source.data)[: source.rows]
         return [conversation(row, f"{source.data}:{i}") for i, row in enumerate(rows, 1)]
     problems = make_task(source)
     demonstrate = getattr(problems, "demonstrate", problems.gold)
@@ -100,15 +95,11 @@ def read_source(source: Source) -> list[Sequence[Message]]:
     return [(*prompt.messages, Message("assistant", demonstrate(prompt))) for prompt in prompts]
 
 
-def read_texts(path: str) -> list[str]:
-    """Documents of a file: rows' `text`, or a .txt file's paragraphs."""
-    if path.endswith((".jsonl", ".parquet")):
-        return [str(row["text"]) for row in read_rows(path, ("text",))]
-    if not Path(path).is_file():
-        raise StropError(f"{path}: no such file")
-    return [part for part in Path(path).read_text(encoding="utf-8").split("\n\n") if part.strip()]
-
-
-def _first_texts(config: PretrainStage) -> list[str]:
-    """Text for a tokenizer to be trained on."""
-    return list(islice(documents(-1), 20000)) if config.text == "nano" else read_texts(config.text)
+def _text(config: PretrainStage) -> Iterator[str]:
+    """Documents: the generated base text, rows' `text`, or a .txt file's paragraphs."""
+    if config.text in TEXTS:
+        yield from TEXTS[config.text](-1)
+    elif config.text.endswith((".jsonl", ".parquet")):
+        yield from (str(row["text"]) for row in read_rows(config.text, ("text",)))
+    else:
+        yield from (part for part in Path(config.text).read_text(encoding="utf-8").split("\n\n") if part.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,30 @@ from strop.errors import StropError
 
 def home() -> Path:
     """`$STROP_HOME`, else ~/.cache/strop."""
-    return Path(os.environ.get("STROP_HOME") or Path.home() / ".cache" / "strop").expanduser()
+    return Path(os.environ.get("STROP_HOME") or "~/.cache/strop").expanduser()
 
 
+@dataclass(frozen=True)
 class Artifact:
     """One stage's or evaluation's place in the store. It is done when `done.json` stands there."""
 
-    def __init__(self, kind: str, key: str):
-        self.kind, self.key = kind, key
-        self.path = home() / "store" / f"{kind}-{key}"
+    kind: str
+    key: str
+
+    @property
+    def path(self) -> Path:
+        return home() / "store" / f"{self.kind}-{self.key}"
 
     @property
     def done(self) -> bool:
         return (self.path / "done.json").exists()
-
-    @property
-    def started(self) -> bool:
-        return (self.path / "resume.safetensors").exists()
 
     def record(self) -> dict[str, Any]:
         """What was written when the work was finished."""
         return json.loads((self.path / "done.json").read_text())
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Mark as done, atomically: a kill leaves either the whole record or none."""
+        """Mark as done: a kill leaves either the whole record or none."""
         write_atomically(self.path / "done.json", json.dumps(record, indent=1))
 
 
@@ -55,15 +56,13 @@ def file_hash(path: Path) -> str:
     stat = path.stat()
     name = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:32]
     memo = home() / "hashes" / name
-    if memo.exists():
-        return memo.read_text()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_atomically(memo, digest)
-    return digest
+    if not memo.exists():
+        with path.open("rb") as file:
+            write_atomically(memo, hashlib.file_digest(file, "sha256").hexdigest())
+    return memo.read_text()
 
 
-def directory_hash(path: Path, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors", "*.model")) -> str:
+def directory_hash(path: Path) -> str:
     """Hash of a model directory: the names and contents of the files that make it what it is."""
-    files = sorted({f for pattern in patterns for f in path.glob(pattern)})
+    files = sorted(f for f in path.iterdir() if f.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt"))
     return hashlib.sha256("\n".join(f"{f.name} {file_hash(f)}" for f in files).encode()).hexdigest()

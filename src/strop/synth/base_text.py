@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from strop.tasks import arithmetic, rewrite
@@ -27,7 +28,7 @@ def _answer(rng: random.Random, terms: list[int]) -> str:
 def _sum(rng: random.Random) -> str:
     """One sum as a document."""
     terms = arithmetic.terms_of(rng, rng.choice((2, 2, 3, 3, 4)), "train")
-    question = arithmetic.ask(rng, terms)
+    question, _ = arithmetic.ask(rng, terms)
     form = rng.random()
     if form < 0.5:
         return f"Question: {question}\nAnswer: {_answer(rng, terms)}"
@@ -37,7 +38,7 @@ def _sum(rng: random.Random) -> str:
         return f"{question} {_answer(rng, terms)}"
     if form < 0.9:
         return f"We want {' + '.join(map(str, terms))}. {arithmetic.steps(terms)}"
-    others = [arithmetic.ask(rng, arithmetic.terms_of(rng, rng.choice((2, 3)), "train")) for _ in range(2)]
+    others = [arithmetic.ask(rng, arithmetic.terms_of(rng, rng.choice((2, 3)), "train"))[0] for _ in range(2)]
     return "Exercises\n" + "\n".join(f"{i}) {q}" for i, q in enumerate([question, *others], 1))
 
 
@@ -77,17 +78,32 @@ def _library(rng: random.Random, files: list[Path]) -> str:
             return text[:800]
 
 
-def documents(seed: int) -> Iterator[str]:
-    """An endless stream of documents, the same for a seed and a Python version."""
+def _word_table(rng: random.Random) -> str:
+    """Rows of words beside what became of them, under one order and style."""
+    order, style = rng.choice(list(rewrite.ORDERS)), rng.choice(list(rewrite.STYLES))
+    rows = [rewrite.words_of(rng, rng.choice((3, 4, 5)), "train") for _ in range(6)]
+    head = f"Words {rewrite.ORDERS[order][0]}{rewrite.STYLES[style][0]}"
+    return "\n".join([head, *(f"{' '.join(words)}: {rewrite.rewritten(words, order, style)}" for words in rows)])
+
+
+def documents(seed: int, words: float = 0.285) -> Iterator[str]:
+    """An endless stream of documents, the same for a seed and a Python version; a share of them, `words`, is about
+    words, the rest about sums but for a little Python."""
     rng = random.Random(f"nano {seed}")
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    tables = words > 0.285
     while True:
         kind = rng.random()
-        if kind < 0.58:
+        if kind < (0.985 - words) * 0.58 / 0.70:
             yield _sum(rng)
-        elif kind < 0.7:
+        elif kind < 0.985 - words:
             yield _facts(rng)
         elif kind < 0.985:
-            yield _rewriting(rng)
+            yield _word_table(rng) if tables and rng.random() < 0.5 else _rewriting(rng)
         else:
             yield _library(rng, files)
+
+
+# What a pretrain stage's `text` may name. The second is for a stage that follows the first: a model this small
+# learns to copy words late, and needs more of them by then.
+TEXTS: dict[str, Callable[[int], Iterator[str]]] = {"nano": documents, "nano-words": partial(documents, words=0.6)}

@@ -39,23 +39,18 @@ def terms_of(rng: random.Random, count: int, split: str) -> list[int]:
             return terms
 
 
-def ask(rng: random.Random, terms: Sequence[int]) -> str:
-    """A question for the sum of `terms`, in one of several manners of speaking."""
+def ask(rng: random.Random, terms: Sequence[int]) -> tuple[str, str]:
+    """A question for the sum of `terms`, and its manner: a bare sum, one in words, or a story."""
     figures = [str(t) for t in terms]
-    manner = rng.randrange(6)
-    if manner == 0:
-        return f"What is {' + '.join(figures)}?"
-    if manner == 1:
-        return f"Compute {' + '.join(figures)}."
-    if manner == 2:
-        return f"Add {', '.join(figures[:-1])} and {figures[-1]}."
-    if manner == 3:
-        return f"Find the sum of {', '.join(figures[:-1])} and {figures[-1]}."
+    plus, listed = " + ".join(figures), f"{', '.join(figures[:-1])} and {figures[-1]}"
+    bare = (f"What is {plus}?", f"Compute {plus}.", f"Add {listed}.", f"Find the sum of {listed}.")
+    if (manner := rng.randrange(6)) < 4:
+        return bare[manner], "bare"
     if manner == 4:
-        return f"What is {' plus '.join(in_words(t) for t in terms)}?"
+        return f"What is {' plus '.join(in_words(t) for t in terms)}?", "words"
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     more = " ".join(f"Then come {t} more." for t in figures[1:])
-    return f"{name} has {figures[0]} {thing}. {more} How many {thing} is that?"
+    return f"{name} has {figures[0]} {thing}. {more} How many {thing} is that?", "story"
 
 
 def steps(terms: Sequence[int]) -> str:
@@ -69,7 +64,7 @@ def steps(terms: Sequence[int]) -> str:
 
 @register("arithmetic")
 class Arithmetic(Procedural):
-    """Sums; tier k has k terms. `terse` is the share of demonstrations that state only the answer."""
+    """Sums; tier k has k terms. `terse` is the share of bare sums that a demonstration answers without working."""
 
     name = "arithmetic"
 
@@ -79,7 +74,8 @@ class Arithmetic(Procedural):
 
     def draw(self, rng: random.Random, tier: int, split: str) -> tuple[str, str, dict[str, Any]]:
         terms = terms_of(rng, tier, split)
-        return ask(rng, terms), str(sum(terms)), {"terms": terms}
+        question, manner = ask(rng, terms)
+        return question, str(sum(terms)), {"terms": terms, "manner": manner}
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         return number_verdict(prompt.answer, text)
@@ -88,6 +84,6 @@ class Arithmetic(Procedural):
         return f"{steps(prompt.extras['terms'])} The answer is {prompt.answer}."
 
     def demonstrate(self, prompt: Prompt) -> str:
-        """A correct answer as a person might give it: worked, or (a `terse` share) stated at once."""
-        rng = random.Random(f"demonstrate {prompt.id}")
-        return f"The answer is {prompt.answer}." if rng.random() < self.terse else self.gold(prompt)
+        """A correct answer as people give it: a story or words are worked out, a bare sum often just stated."""
+        terse = random.Random(f"demonstrate {prompt.id}").random() < self.terse
+        return f"The answer is {prompt.answer}." if terse and prompt.extras["manner"] == "bare" else self.gold(prompt)

@@ -131,9 +131,7 @@ class Procedural:
             question, answer, extras = self.draw(rng, tier, split)
             out.setdefault(
                 question,
-                Prompt.user(
-                    question, task=self.name, row=len(out), answer=answer, extras={"tier": tier, **extras}
-                ),
+                Prompt.user(question, task=self.name, row=len(out), answer=answer, extras={"tier": tier, **extras}),
             )
         return list(out.values())
 

@@ -10,10 +10,10 @@ from strop.tasks.base import Procedural, register, split_of
 from strop.types import Prompt, Verdict
 
 WORDS = (
-    "apple bird blue boat book bread bridge cat chair cloud coat cold dark desk dog door east farm field fire fish frog "
-    "gold green hand hat hill horse house ice key king lake lamp leaf lion moon mouse night north paper park pear queen "
-    "rain red river road rock roof salt sand sea ship shoe sky snow south star stone storm sun table tea town tree wall "
-    "warm water west wind wood"
+    "apple bird blue boat book bread bridge cat chair cloud coat cold dark desk dog door east farm field fire "
+    "fish frog gold green hand hat hill horse house ice key king lake lamp leaf lion moon mouse night north paper "
+    "park pear queen rain red river road rock roof salt sand sea ship shoe sky snow south star stone storm sun "
+    "table tea town tree wall warm water west wind wood "
 ).split()
 
 # What is done to the list of words, then how the result is written.

@@ -1,11 +1,11 @@
-"""The one training loop. It is blind to algorithms: a source gives each step's rows, an objective
-turns predicted log-probs into a numerator, and the loop does the rest: micro-batches, one
-denominator for the whole step, clipping, the update, metrics, and a resumable checkpoint.
-"""
+"""The one training loop. It is blind to algorithms: a source gives each step's rows, an objective turns predicted
+log-probs into a numerator, and the loop does the rest: micro-batches, one denominator for the whole step, clipping, the
+update, metrics, and a checkpoint to resume from."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +25,8 @@ from strop.sampling.policy import Policy
 from strop.train.optim import Optimizer, Schedule, learning_rate
 from strop.types import Datum
 
+Progress = Callable[[int, int, Mapping[str, float]], None]  # steps done, steps in all, the step's metrics
+
 
 class TrainConfig(BaseModel):
     """What every training stage can set."""
@@ -43,8 +45,8 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """What a source gives the loop for one update. `denominator` is the whole step's, rows that
-    were left out because they carry no gradient included."""
+    """What a source gives the loop for one update. `denominator` is the whole step's (tokens, sequences), counting rows
+    that were left out because they carry no gradient."""
 
     datums: Sequence[Datum]
     denominator: float
@@ -53,12 +55,12 @@ class Step:
 
 
 class Objective(Protocol):
-    """A loss as numerator and denominator, so that accumulation and many processes change nothing."""
+    """A loss, given as its numerator: the step's denominator is known beforehand, so that padding, accumulation and
+    many processes change nothing."""
 
-    temperature: float
-
-    def denominator(self, datums: Sequence[Datum]) -> float:
-        """What the summed numerators of a step are divided by."""
+    @property
+    def temperature(self) -> float:
+        """The temperature that log-probs are predicted at: the one they were sampled at."""
         ...
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,14 +68,21 @@ class Objective(Protocol):
         ...
 
 
-class StageDir:
-    """Where a stage leaves its traces: `metrics.jsonl` and the resume checkpoint."""
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage leaves its traces (`metrics.jsonl` and the resume checkpoint), its seed, and who is told of it."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self.metrics = path / "metrics.jsonl"
-        self.checkpoint = path / "resume.safetensors"
+    path: Path
+    seed: int = 0
+    progress: Progress = lambda step, steps, metrics: None
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "resume.safetensors"
 
     def save(self, policy: Policy, optimizer: Optimizer, step: int, ledger: Ledger) -> None:
         """Write weights, optimizer state, step and ledger as one file, atomically."""
@@ -86,17 +95,19 @@ class StageDir:
         os.replace(partial, self.checkpoint)
 
     def load(self, policy: Policy, optimizer: Optimizer) -> tuple[int, Ledger]:
-        """Take up the last checkpoint, cutting metrics that came after it. (0, empty) where none is."""
+        """Take up the last checkpoint, cutting metrics that came after it; (0, empty) where there is none."""
+        self.path.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint.exists():
             self.metrics.unlink(missing_ok=True)
             return 0, Ledger()
+        tensors: dict[str, dict[str, Tensor]] = {"weight": {}, "optim": {}}
         with safe_open(self.checkpoint, "pt", device=str(policy.decoder.device)) as file:
             notes = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        weights = {n.removeprefix("weight|"): t for n, t in tensors.items() if n.startswith("weight|")}
-        state = {n.removeprefix("optim|"): t for n, t in tensors.items() if n.startswith("optim|")}
-        policy.update_weights(weights, int(notes["step"]))
-        optimizer.load_state(state)
+            for name in file.keys():  # noqa: SIM118
+                kind, _, rest = name.partition("|")
+                tensors[kind][rest] = file.get_tensor(name)
+        policy.update_weights(tensors["weight"], int(notes["step"]))
+        optimizer.load_state(tensors["optim"])
         if self.metrics.exists():
             os.truncate(self.metrics, int(notes["metrics_bytes"]))
         return int(notes["step"]), Ledger(**json.loads(notes["ledger"]))
@@ -106,22 +117,13 @@ class StageDir:
             file.write(json.dumps(row) + "\n")
 
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
-
-
 def train(
-    policy: Policy,
-    source: Callable[[int], Step],
-    objective: Objective,
-    config: TrainConfig,
-    steps: int,
-    stage: StageDir,
-    progress: Progress = lambda step, steps, metrics: None,
+    policy: Policy, source: Callable[[int], Step], objective: Objective, config: TrainConfig, steps: int, stage: Stage
 ) -> Ledger:
     """Update `policy` in place, `steps` times, from the last checkpoint in `stage` if there is one.
 
-    `source(step)` must depend on the step, the seed and the policy's weights alone: then a killed
-    run resumed here ends in the same bits. Raises StropError when the loss is not finite.
+    `source(step)` must depend on the step, the seed and the policy's weights alone: then a killed run that is resumed
+    ends in the same bits. Raises StropError when the loss is not finite.
     """
     optimizer = Optimizer(policy.decoder, config.optimizer, config.weight_decay)
     first, ledger = stage.load(policy, optimizer)
@@ -132,19 +134,19 @@ def train(
         metrics = accumulate(policy, objective, given, config.micro_tokens)
         lr = learning_rate(step, steps, config.lr, config.warmup, config.schedule)
         metrics["grad_norm"] = optimizer.step(lr, config.max_grad_norm)
-        if not all(abs(x) < float("inf") for x in (metrics["loss"], metrics["grad_norm"])):
+        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
             raise StropError(f"step {step}: loss or gradient is not finite; lower lr (now {config.lr:g})")
         policy.version = step + 1
         tokens = sum(len(d) for d in given.datums)
-        longest = max((len(d) for d in given.datums), default=0)
+        context = max((len(d) for d in given.datums), default=0) / 2
+        spent = given.ledger + Ledger(
+            trained_tokens=tokens, flops=3 * policy.decoder.shape.forward_flops(tokens, context)
+        )
         seconds = time.perf_counter() - began
-        flops = 3 * policy.decoder.shape.forward_flops(tokens, longest / 2)
-        spent = given.ledger + Ledger(trained_tokens=tokens, flops=flops)
-        # Generation's own seconds are part of the step's: count the clock once.
-        ledger = ledger + replace(spent, seconds=seconds)
+        ledger += replace(spent, seconds=seconds)  # the rollouts' own seconds lie within the step's
         row = {"step": step, "lr": lr, **metrics, **given.metrics, "tokens": tokens, "seconds": seconds}
         stage.log(row)
-        progress(step + 1, steps, row)
+        stage.progress(step + 1, steps, row)
         if time.monotonic() - saved >= config.save_seconds and step + 1 < steps:
             stage.save(policy, optimizer, step + 1, ledger)
             saved = time.monotonic()
@@ -152,9 +154,8 @@ def train(
 
 
 def accumulate(policy: Policy, objective: Objective, given: Step, micro_tokens: int) -> dict[str, float]:
-    """Gradients of one step over micro-batches; returns the loss and token means of the metrics."""
-    sums: dict[str, float] = {"loss": 0.0}
-    count = 0
+    """Gradients of one step over micro-batches; returns the loss and token means of the objective's metrics."""
+    loss, count, sums = 0.0, 0, dict[str, float]()
     policy.decoder.train()
     for micro in micro_batches(given.datums, micro_tokens):
         batch = collate(micro, policy.decoder.device)
@@ -163,11 +164,10 @@ def accumulate(policy: Policy, objective: Objective, given: Step, micro_tokens: 
         with policy.precision():
             logprobs, entropy = predict(policy.decoder, batch, objective.temperature)
         numerator, metrics = objective(logprobs, entropy, batch)
-        loss = numerator / given.denominator
-        loss.backward()
-        sums["loss"] += float(loss.detach())
+        (numerator / given.denominator).backward()
+        loss += float(numerator.detach()) / given.denominator
         count += len(batch.targets)
         for name, value in metrics.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     policy.decoder.eval()
-    return {name: value if name == "loss" else value / count for name, value in sums.items()}
+    return {"loss": loss, **{name: value / count for name, value in sums.items()}}

@@ -1,10 +1,9 @@
-"""AdamW, or Muon for the blocks' matrices with AdamW for everything else; and the learning-rate schedule."""
+"""AdamW, or Muon for the blocks' matrices with AdamW for the rest; and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,78 +11,55 @@ from torch import Tensor, nn
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: Schedule, floor: float = 0.0) -> float:
-    """Rate at `step` of `steps`: linear warm-up over a `warmup` share of the steps, then as scheduled
-    down to `floor` times the peak."""
+def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: Schedule) -> float:
+    """Rate at `step` of `steps`: linear warm-up over a `warmup` share of the steps, then down to 0 as scheduled."""
     warm = warmup * steps
     if step + 1 <= warm:
         return peak * (step + 1) / warm
     done = (step - warm) / max(1.0, steps - warm)
-    if schedule == "linear":
-        return peak * (1 - done * (1 - floor))
-    if schedule == "cosine":
-        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
-    return peak
+    shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return peak * shapes[schedule]
 
 
 class Optimizer:
-    """One or two torch optimizers behind one step. `muon` orthogonalises the momentum of the blocks'
-    matrices (Jordan et al. 2024), scaled to AdamW's update size (Liu et al. 2025), so that one learning
-    rate serves both; embeddings, norms and head stay with AdamW."""
+    """One or two torch optimizers behind one step. `muon` orthogonalises the momentum of the blocks' matrices (Jordan
+    et al. 2024), scaled to AdamW's update size (Liu et al. 2025) so that one learning rate serves both; embeddings,
+    norms and head stay with AdamW."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        kind: Literal["adamw", "muon"],
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-    ):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.names = [n for n, _ in named]
-        self.parameters = [p for _, p in named]
-        matrices = [p for n, p in named if kind == "muon" and p.dim() == 2 and ".layers." in n]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in self.parameters if id(p) not in chosen]
-        adamw = torch.optim.AdamW(rest, lr=0.0, betas=betas, weight_decay=weight_decay, foreach=True)
+    def __init__(self, model: nn.Module, kind: Literal["adamw", "muon"], weight_decay: float = 0.0):
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        matrices = [p for n, p in self.parameters.items() if kind == "muon" and p.dim() == 2 and ".layers." in n]
+        rest = [p for p in self.parameters.values() if not any(p is m for m in matrices)]
+        adamw = torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay, foreach=True)
         self._parts: list[torch.optim.Optimizer] = [adamw]
         if matrices:
-            muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            self._parts.append(muon)
+            scale = "match_rms_adamw"
+            self._parts.append(torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn=scale))
 
     def step(self, lr: float, max_norm: float) -> float:
-        """Clip, update, clear the gradients; returns the gradient norm before clipping. A step whose
-        gradient is absent or not finite changes nothing."""
-        gradients = [p for p in self.parameters if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(gradients, max_norm)) if gradients else 0.0
+        """Clip, update, clear the gradients; returns the gradient norm before clipping. A gradient that is absent, zero
+        or not finite changes nothing."""
+        given = [p for p in self.parameters.values() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(given, max_norm)) if given else 0.0
         if norm > 0 and math.isfinite(norm):
             for part in self._parts:
                 for group in part.param_groups:
                     group["lr"] = lr
                 part.step()
-        for p in self.parameters:
+        for p in given:
             p.grad = None
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by parameter name, for a checkpoint."""
-        return {f"{name}|{key}": value for name, key, value in self._entries()}
+        """The optimizer's tensors as `parameter|entry`, for a checkpoint."""
+        names = {id(p): n for n, p in self.parameters.items()}
+        states = [(names[id(p)], values) for part in self._parts for p, values in part.state.items()]
+        return {f"{name}|{key}": torch.as_tensor(value) for name, values in states for key, value in values.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state` gave."""
-        by_name: dict[str, dict[str, Any]] = {}
+        owner = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
         for entry, value in tensors.items():
-            name, key = entry.rsplit("|", 1)
-            by_name.setdefault(name, {})[key] = value
-        parameters = dict(zip(self.names, self.parameters, strict=True))
-        for part in self._parts:
-            owned = {id(p) for group in part.param_groups for p in group["params"]}
-            for name, values in by_name.items():
-                if id(parameter := parameters[name]) in owned:
-                    part.state[parameter] = values
-
-    def _entries(self) -> Iterable[tuple[str, str, Tensor]]:
-        names = {id(p): n for n, p in zip(self.names, self.parameters, strict=True)}
-        for part in self._parts:
-            for parameter, values in part.state.items():
-                for key, value in values.items():
-                    yield names[id(parameter)], key, torch.as_tensor(value)
+            name, _, key = entry.rpartition("|")
+            parameter = self.parameters[name]
+            owner[id(parameter)].state[parameter][key] = value

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +12,8 @@ from strop.ledger import Ledger
 from strop.model.decoder import Decoder, Shape
 from strop.model.renderer import PLAIN_TEMPLATE, Renderer
 from strop.sampling.policy import Policy
-from strop.train.loop import Progress, StageDir, Step, TrainConfig, train
-from strop.train.sft import CrossEntropy, epochs
+from strop.train.loop import Stage, Step, TrainConfig, train
+from strop.train.sft import CrossEntropy, epochs, weighed
 from strop.types import Datum
 
 END = "<|endoftext|>"
@@ -36,53 +35,46 @@ class NewModel(BaseModel):
 class PretrainConfig(TrainConfig):
     """Language modelling on plain text."""
 
-    text: str = Field("nano", description="nano: the generated base text; else a .txt, .jsonl or .parquet file")
+    text: str = Field("nano", description="nano or nano-words: generated; else a .txt, .jsonl or .parquet file")
     new: NewModel | None = Field(None, description="start from fresh weights of this shape")
     steps: int = Field(1000, ge=0)
     batch_size: int = Field(128, gt=0, description="documents per update")
     max_length: int = Field(400, gt=1, description="tokens a document is cut to")
 
 
-def new_policy(shape: NewModel, texts: Iterable[str], seed: int) -> Policy:
-    """A decoder with fresh weights and a tokenizer trained on `texts`: byte-level BPE whose digits
-    stand alone (the first may carry its space), so that a number's value is in its tokens."""
+def new_policy(new: NewModel, texts: Iterable[str], seed: int) -> Policy:
+    """A decoder with fresh weights and a tokenizer trained on `texts`: byte-level BPE whose digits stand alone (the
+    first may carry its space), so that a number's value is in its tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    digits = pre_tokenizers.Split(Regex(r" ?\d"), "isolated")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    pieces = [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(pieces)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=shape.vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=new.vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=END, pad_token=END, model_max_length=shape.context
-    )
-    tokenizer.chat_template = PLAIN_TEMPLATE
-    config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": shape.context,
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    decoder = Decoder(Shape.from_hf(config))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
+    tokenizer.chat_template, tokenizer.model_max_length = PLAIN_TEMPLATE, new.context
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=new.vocab,
+        hidden_size=new.hidden,
+        intermediate_size=new.intermediate,
+        num_hidden_layers=new.layers,
+        num_attention_heads=new.heads,
+        max_position_embeddings=new.context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    ).to_dict()
+    decoder = Decoder(Shape.from_hf(config)).eval()
     decoder.init_weights(seed)
-    return Policy(decoder.eval(), Renderer(tokenizer), config)
+    return Policy(decoder, Renderer(tokenizer), config)
 
 
 def document_datum(renderer: Renderer, text: str, max_length: int) -> Datum:
@@ -93,26 +85,19 @@ def document_datum(renderer: Renderer, text: str, max_length: int) -> Datum:
 
 
 def pretrain(
-    policy: Policy,
-    stream: Callable[[int], Iterable[str]] | None,
-    texts: list[str],
-    config: PretrainConfig,
-    stage: StageDir,
-    seed: int = 0,
-    progress: Progress = lambda step, steps, metrics: None,
+    policy: Policy, text: Callable[[int], Iterable[str]] | Sequence[str], config: PretrainConfig, stage: Stage
 ) -> Ledger:
-    """Train `policy` in place on documents: `stream(seed)` makes an endless supply, each step taking
-    its own seed, so that a resumed run needs no replay; else `texts` are gone through in epochs."""
-    objective = CrossEntropy()
+    """Train `policy` in place on documents: a sequence that is gone through in epochs, or a function that makes an
+    endless supply from a seed. Each step takes its own seed, so that a resumed run needs no replay."""
+
+    def datums(documents: Iterable[str]) -> list[Datum]:
+        return [document_datum(policy.renderer, document, config.max_length) for document in documents]
 
     def fresh(step: int) -> Step:
-        assert stream is not None
-        documents = islice(stream((seed << 24) + step), config.batch_size)
-        datums = [document_datum(policy.renderer, text, config.max_length) for text in documents]
-        return Step(datums, objective.denominator(datums))
+        assert callable(text)
+        return weighed(datums(islice(text((stage.seed << 24) + step), config.batch_size)))
 
-    if stream is None and not texts:
+    if not callable(text) and not text:
         raise StropError("pretrain: no text to learn from")
-    datums = [document_datum(policy.renderer, text, config.max_length) for text in texts]
-    source = fresh if stream is not None else epochs(datums, config.batch_size, seed)
-    return train(policy, source, objective, config, config.steps, stage, progress)
+    source = fresh if callable(text) else epochs(datums(text), config.batch_size, stage.seed)
+    return train(policy, source, CrossEntropy(), config, config.steps, stage)
