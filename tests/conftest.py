@@ -23,6 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from strop.sampling.policy import Policy
+
 torch.set_num_threads(1)
 settings.register_profile("strop", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("strop")
@@ -124,3 +126,27 @@ def random_checkpoint(
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _policy(random_checkpoint: Callable[..., Path]) -> Policy:
+    return Policy.load(random_checkpoint("llama"))
+
+
+@pytest.fixture
+def policy(_policy: Policy) -> Policy:
+    """A tiny random policy, the test's own to train."""
+    return _policy.copy()
+
+
+@pytest.fixture
+def weights() -> Callable[[Policy], torch.Tensor]:
+    """All of a policy's weights as one vector, to compare bit for bit."""
+    return lambda policy: torch.cat([p.detach().flatten().clone() for p in policy.decoder.parameters()])
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty $STROP_HOME."""
+    monkeypatch.setenv("STROP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -53,7 +53,33 @@ def test_sharded_weights(random_checkpoint, tmp_path):
     source = random_checkpoint("qwen2")
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    save_file({"model.norm.weight": torch.zeros(48)}, tmp_path / "zz.safetensors")  # no shard: the index has it not
     assert torch.equal(load_decoder(tmp_path)(IDS), load_decoder(source)(IDS))
+    (shard := min(tmp_path.glob("model-*.safetensors"))).unlink()
+    with pytest.raises(StropError, match=f"{shard}: unreadable safetensors"):
+        load_decoder(tmp_path)
+
+
+@torch.no_grad()
+def test_weights_beside_model_safetensors_are_not_read(random_checkpoint, tmp_path):
+    source = random_checkpoint("llama")
+    directory = shutil.copytree(source, tmp_path / "model")
+    save_file({"lora": torch.zeros(2)}, directory / "adapter_model.safetensors")
+    assert torch.equal(load_decoder(directory)(IDS), load_decoder(source)(IDS))
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"])
+def test_old_rotary_tables_and_a_tied_heads_copy_are_passed_over(random_checkpoint, tmp_path, name):
+    directory = shutil.copytree(random_checkpoint("llama", tie_word_embeddings=True), tmp_path / "model")
+    add(name)(directory)
+    load_decoder(directory)
+
+
+def test_a_window_that_is_off_stays_off(random_checkpoint, tmp_path):
+    """Null is not the same as absent: an absent window is 4096 tokens."""
+    source = random_checkpoint("mistral")
+    save_decoder(load_decoder(source), {**read_config(source), "sliding_window": None}, tmp_path, torch.float32)
+    assert read_config(tmp_path)["sliding_window"] is None
 
 
 def test_assign_takes_new_weights_by_name_and_changes_nothing_on_error(random_checkpoint):
@@ -78,6 +104,14 @@ def misshape(directory: Path) -> None:
     save_file({**load_file(path), "model.norm.weight": torch.ones(7)}, path)
 
 
+def add(name: str):
+    def change(directory: Path) -> None:
+        path = directory / "model.safetensors"
+        save_file({**load_file(path), name: torch.ones(7)}, path)
+
+    return change
+
+
 def truncate(directory: Path) -> None:
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -85,12 +119,13 @@ def truncate(directory: Path) -> None:
 
 BROKEN = {
     "no config": (lambda d: (d / "config.json").unlink(), "no config.json"),
-    "config not JSON": (lambda d: (d / "config.json").write_text('{\n"a": 1,\n!'), "config.json:3: not JSON"),
-    "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
+    "config not JSON": (lambda d: (d / "config.json").write_text('{\n"a": 1,\n!'), "config.json: not JSON: .* line 3"),
+    "config not text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json: not JSON: 'utf-8'"),
     "config a list": (lambda d: (d / "config.json").write_text("[1]"), "must be a JSON object, not list"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no \\*.safetensors weights"),
     "a weight missing": (drop_one_weight, "1 weights are missing, first model.layers.1.mlp.up_proj.weight"),
     "a weight misshapen": (misshape, r"model.norm.weight has shape \[7\], config.json says \[48\]"),
+    "a weight too many": (add("model.layers.2.mlp.up_proj.weight"), "1 weights are unexpected, first model.layers.2"),
     "weights cut short": (truncate, "unreadable safetensors"),
     "weights garbage": (lambda d: (d / "model.safetensors").write_bytes(b"?" * 99), "unreadable safetensors"),
     "weights empty": (lambda d: (d / "model.safetensors").write_bytes(b""), "unreadable safetensors"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from strop.errors import StropError
 from strop.model.checkpoint import load_decoder, read_config
@@ -126,6 +126,8 @@ def test_a_forked_slot_goes_on_like_its_source(random_checkpoint):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling 'llama3'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "RoPE scaling 'linear'"),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding-window"),
+        ({"model_type": "mistral", "max_position_embeddings": 4097}, "sliding-window"),  # 4096 where unsaid
+        ({"model_type": "mistral", "max_position_embeddings": None}, "sliding-window"),  # 131072 where unsaid
         ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, "sliding-window"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"hidden_size": None}, "no 'hidden_size'"),
@@ -141,6 +143,32 @@ def test_what_the_decoder_is_not_is_refused_in_one_line(random_checkpoint, tmp_p
 def test_a_window_that_is_not_used_is_no_obstacle(random_checkpoint):
     config = read_config(random_checkpoint("qwen2")) | {"sliding_window": 64, "use_sliding_window": False}
     assert Shape.from_hf(config).layers == 2
+
+
+@pytest.mark.parametrize("window", [None, 128, 4096])
+def test_a_window_as_long_as_the_context_is_no_obstacle(random_checkpoint, window):
+    assert Shape.from_hf(read_config(random_checkpoint("mistral")) | {"sliding_window": window}).max_positions == 128
+
+
+DEFAULTED = ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(family):
+    said = {"vocab_size": 64, "hidden_size": 256, "intermediate_size": 64}
+    said |= {"num_hidden_layers": 2, "num_attention_heads": 32, "sliding_window": None}
+    theirs, ours = AutoConfig.for_model(family, **said), Shape.from_hf({"model_type": family, **said})
+    expected = [getattr(theirs, name, None) for name in DEFAULTED]
+    expected[1] = expected[1] or 8  # Qwen2Config has no head_dim; its model takes hidden / heads
+    assert [ours.kv_heads, ours.head_dim, ours.max_positions, ours.norm_eps, ours.tied] == expected
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+def test_a_row_longer_than_the_context_is_refused(random_checkpoint):
+    decoder = load_decoder(random_checkpoint("llama"))
+    assert decoder(random_ids(1, 128)).shape == (1, 128, 48)
+    with pytest.raises(StropError, match="129 tokens; the model's context is 128"):
+        decoder(random_ids(1, 129))
 
 
 def test_flops_count_the_matrices_twice_and_the_attention(random_checkpoint):

@@ -132,7 +132,7 @@ def test_a_sample_ends_at_its_first_stop_or_its_limit(policy):
     assert Counter(s.finish for s in samples.values()).keys() == {"stop", "length"}
 
 
-@pytest.mark.parametrize("length, says", [(128, "128 tokens; the model's context is 128"), (0, "is empty")])
+@pytest.mark.parametrize("length, says", [(128, "128 tokens; the model's context is 128"), (0, "has 0 tokens")])
 def test_a_prompt_that_leaves_no_room_is_refused(policy, length, says):
     with pytest.raises(StropError, match=says):
         next(Engine(policy.decoder).stream([Job("a", random_prompt(length), Sampling())]))
@@ -165,14 +165,12 @@ def test_samples_come_as_they_finish(policy):
     assert passes_then == [3, 21, 61]  # one prefill, then a pass per token
 
 
-def test_a_stream_left_for_another_can_not_go_on_with_its_slots(policy):
-    engine = Engine(policy.decoder)
-    abandoned = engine.stream(MIXED)
-    next(abandoned)
-    expected = run(policy.decoder, MIXED[3:4])
-    assert all(s.completion_ids == expected[s.id, s.index].completion_ids for s in engine.stream(MIXED[3:4]))
-    with pytest.raises(StropError, match="another stream"):
-        list(abandoned)
+def test_streams_of_one_engine_do_not_disturb_each_other(policy):
+    engine, expected = Engine(policy.decoder), run(policy.decoder, MIXED)
+    outer = engine.stream(MIXED)
+    samples = [next(outer), *engine.stream(MIXED[3:4]), *outer]
+    assert len(samples) == len(expected) + MIXED[3].n
+    assert all(s.completion_ids == expected[s.id, s.index].completion_ids for s in samples)
 
 
 @pytest.mark.parametrize("slots", [1, 4, 64])
@@ -249,6 +247,26 @@ def test_new_weights_are_sampled_from_and_named(random_checkpoint):
     new, expected = (p.sample(QUESTIONS, Sampling(max_tokens=12)) for p in (policy, other))
     assert [g[0].ids for g in new] == [g[0].ids for g in expected]
     assert new[0][0].turns[0].version == 7
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float16"])
+def test_a_dtype_that_is_not_supported_is_refused(random_checkpoint, dtype):
+    with pytest.raises(StropError, match=f"dtype '{dtype}'.* float32 or bfloat16"):
+        Policy.load(random_checkpoint("llama"), dtype=dtype)
+
+
+def test_a_copy_computes_as_its_source_does(random_checkpoint):
+    policy = Policy.load(random_checkpoint("llama"), dtype="bfloat16")
+    assert policy.autocast is policy.copy().autocast is torch.bfloat16
+    groups = [p.sample(QUESTIONS, Sampling(max_tokens=12)) for p in (policy, policy.copy())]
+    assert [g[0].ids for g in groups[0]] == [g[0].ids for g in groups[1]]
+
+
+def test_a_rollout_longer_than_the_context_is_not_scored(policy):
+    [[rollout]] = policy.sample(QUESTIONS[:1], Sampling(max_tokens=2))
+    turn = replace(rollout.turns[0], completion_ids=(5,) * 128, logprobs=(0.0,) * 128)
+    with pytest.raises(StropError, match="the model's context is 128"):
+        policy.score([replace(rollout, turns=(turn,))])
 
 
 def test_a_saved_policy_serves_in_transformers(random_checkpoint, tmp_path):

@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from strop.errors import StropError
 from strop.model.decoder import Decoder, Shape
 
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
 BUNDLED = Path(__file__).parent.parent / "assets"
 
 
 def locate(name: str | Path) -> Path:
     """The directory of a model: a bundled name, a path, or a hub id (downloaded, safetensors only)."""
-    if (BUNDLED / str(name) / "config.json").exists():
-        return BUNDLED / str(name)
-    path = Path(name)
+    bundled, path = BUNDLED / name, Path(name)
+    if (bundled / "config.json").exists():
+        return bundled
     if path.is_dir():
         return path
     if path.exists():
@@ -35,59 +36,74 @@ def locate(name: str | Path) -> Path:
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
     except Exception as error:  # the hub raises a dozen kinds: name, login, network, offline
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise StropError(f"{name}: no such directory here, and the hub says: {reason}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object. Raises StropError where it does not."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise StropError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise StropError(f"{path}: must be a JSON object, not {type(value).__name__}")
+    return value
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """A model directory's config.json. Raises StropError where there is none or it is not JSON."""
-    path = directory / "config.json"
-    if not path.exists():
+    if not (directory / "config.json").exists():
         raise StropError(f"{directory}: no config.json, so this is not a Hugging Face model directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise StropError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise StropError(f"{path}: not UTF-8 text: {error.reason}") from error
-    if not isinstance(config, dict):
-        raise StropError(f"{path}: must be a JSON object, not {type(config).__name__}")
-    return config
+    return read_json(directory / "config.json")
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All weights of a directory, one file or sharded. Raises StropError where there are none."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
+    """The weights of a directory: model.safetensors, else the shards that model.safetensors.index.json lists, else
+    every *.safetensors. Raises StropError where there are none."""
+    index = directory / "model.safetensors.index.json"
+    names = {path.name for path in directory.glob("*.safetensors")}
+    if "model.safetensors" in names:
+        names = {"model.safetensors"}
+    elif index.exists():
+        names = set(read_json(index).get("weight_map", {}).values())
+    if not names:
         raise StropError(f"{directory}: no *.safetensors weights (other formats are not read)")
     tensors: dict[str, torch.Tensor] = {}
-    for file in files:
+    for file in (directory / name for name in sorted(names)):
         try:
             tensors |= load_file(file)
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise StropError(f"{file}: unreadable safetensors: {error}") from error
     return tensors
 
 
-def load_decoder(directory: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
-    """Build the decoder that config.json describes and give it the directory's weights."""
-    shape = Shape.from_hf(read_config(directory))
-    tensors = read_tensors(directory)
+def load_decoder(directory: Path, device: str = "cpu", dtype: str = "float32") -> Decoder:
+    """Build the decoder that config.json describes and give it the directory's weights, in fp32; `dtype` bfloat16
+    computes under autocast. Raises StropError for any other."""
+    if dtype not in AUTOCAST:
+        raise StropError(f"dtype {dtype!r} is not supported; use {' or '.join(AUTOCAST)}")
+    shape, tensors = Shape.from_hf(read_config(directory)), read_tensors(directory)
     with torch.device("meta"):
         decoder = Decoder(shape)
-    decoder.to_empty(device=device).to(dtype)
+    decoder.to_empty(device=device)
     decoder.complete()
-    decoder.to(device)
+    decoder.autocast = AUTOCAST[dtype]
     assign(decoder, tensors, directory)
     return decoder.eval()
 
 
 def assign(decoder: Decoder, tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Copy tensors into the decoder by name. Raises StropError on a missing or misshapen one."""
+    """Copy tensors into the decoder by name; rotary tables and a tied head's copy are passed over. Raises StropError,
+    before anything is copied, on a missing, unexpected or misshapen one."""
     own = dict(decoder.named_parameters())
-    if missing := sorted(set(own) - set(tensors)):
-        raise StropError(f"{source}: {len(missing)} weights are missing, first {missing[0]}")
-    for name, parameter in own.items():  # all of them first: an error must leave no half-new model
+    extra = {name for name in tensors.keys() - own.keys() if not name.endswith("rotary_emb.inv_freq")}
+    if decoder.shape.tied:
+        extra.discard("lm_head.weight")
+    for what, names in (("missing", own.keys() - tensors.keys()), ("unexpected", extra)):
+        if names:
+            raise StropError(f"{source}: {len(names)} weights are {what}, first {min(names)}")
+    for name, parameter in own.items():
         if tensors[name].shape != parameter.shape:
             shapes = f"{list(tensors[name].shape)}, config.json says {list(parameter.shape)}"
             raise StropError(f"{source}: {name} has shape {shapes}")
@@ -99,9 +115,8 @@ def assign(decoder: Decoder, tensors: Mapping[str, torch.Tensor], source: str | 
 def save_decoder(decoder: Decoder, config: Mapping[str, Any], directory: Path, dtype: torch.dtype) -> None:
     """Write config.json and model.safetensors; a tied head is written once, as Hugging Face does."""
     directory.mkdir(parents=True, exist_ok=True)
-    names = {"torch_dtype": None, "dtype": str(dtype).removeprefix("torch.")}
-    merged = {k: v for k, v in {**config, **names}.items() if v is not None}
-    (directory / "config.json").write_text(json.dumps(merged, indent=2) + "\n")
+    written = {k: v for k, v in config.items() if k != "torch_dtype"} | {"dtype": str(dtype).removeprefix("torch.")}
+    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     tensors = {n: p.detach().to("cpu", dtype).contiguous() for n, p in decoder.named_parameters()}
     partial = directory / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})

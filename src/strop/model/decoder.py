@@ -1,7 +1,7 @@
 """One decoder for the Llama family: Llama, Mistral, SmolLM, Qwen2 and Qwen3 by configuration.
 
-It knows weights, positions and a key-value cache. It knows nothing of tokens' meaning, of
-sampling or of losses. Module names are Hugging Face's, so checkpoints load and save by name.
+It knows weights, positions and a key-value cache. It knows nothing of tokens' meaning, of sampling or of losses. Module
+names are Hugging Face's, so checkpoints load and save by name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from torch import Tensor, nn
 
 from strop.errors import StropError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+# By family, what transformers takes a key to be that config.json leaves out.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
+}
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,22 @@ class Shape:
     def from_hf(cls, config: Mapping[str, Any]) -> Shape:
         """Read a `config.json`. Raises StropError for an architecture this decoder is not."""
         family = config.get("model_type")
-        if family not in FAMILIES:
-            raise StropError(f"model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
+        if family not in DEFAULTS:
+            raise StropError(f"model_type {family!r} is not supported; use one of {', '.join(DEFAULTS)}")
+        if missing := [key for key in NEEDED if key not in config]:
+            raise StropError(f"config.json has no {missing[0]!r}")
+        config = {**DEFAULTS[family], **config}
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise StropError(f"RoPE scaling {rope.get('rope_type', rope.get('type'))!r} is not supported yet")
-        window = config.get("sliding_window")
-        if window and (family == "mistral" or config.get("use_sliding_window")):
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise StropError(f"RoPE scaling {rope_type!r} is not supported yet")
+        context = config["max_position_embeddings"]
+        slides = family == "mistral" or config.get("use_sliding_window")
+        if slides and (config.get("sliding_window") or context) < context:
             raise StropError("sliding-window attention is not supported yet; set sliding_window to null")
         if config.get("hidden_act", "silu") != "silu":
             raise StropError(f"activation {config['hidden_act']!r} is not supported; only silu")
-        if missing := [key for key in _NEEDED if key not in config]:
-            raise StropError(f"config.json has no {missing[0]!r}")
-        heads = config["num_attention_heads"]
-        bias = bool(config.get("attention_bias", False))
+        heads, bias = config["num_attention_heads"], bool(config.get("attention_bias"))
         return cls(
             vocab=config["vocab_size"],
             hidden=config["hidden_size"],
@@ -68,11 +77,11 @@ class Shape:
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             norm_eps=config.get("rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
-            max_positions=config.get("max_position_embeddings", 2048),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            max_positions=context,
+            tied=bool(config.get("tie_word_embeddings")),
             qkv_bias=bias or family == "qwen2",
             output_bias=bias and family != "qwen2",
-            mlp_bias=bool(config.get("mlp_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias")),
             qk_norm=family == "qwen3",
         )
 
@@ -89,26 +98,13 @@ class Shape:
 
 
 class KVCache:
-    """Keys and values of `slots` sequences of up to `length` tokens, in static buffers.
-
-    keys, values: [L, slots, kv_heads, length, head_dim].
-    """
+    """Keys and values of `slots` sequences of up to `length` tokens, in static buffers
+    [L, slots, kv_heads, length, head_dim]."""
 
     def __init__(self, shape: Shape, slots: int, length: int, device: torch.device, dtype: torch.dtype):
         size = (shape.layers, slots, shape.kv_heads, length, shape.head_dim)
-        self.keys = torch.zeros(size, device=device, dtype=dtype)
-        self.values = torch.zeros(size, device=device, dtype=dtype)
-
-    def write(self, layer: int, slots: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k, v [B, kv_heads, T, head_dim] at `positions` [B, T] of `slots` [B]."""
-        self.keys[layer, slots[:, None], :, positions] = k.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer, slots[:, None], :, positions] = v.transpose(1, 2).to(self.values.dtype)
-
-    def read(self, layer: int, slots: Tensor | int, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` entries: of the first n slots without a copy, or of listed ones."""
-        if isinstance(slots, int):
-            return self.keys[layer, :slots, :, :length], self.values[layer, :slots, :, :length]
-        return self.keys[layer, slots, :, :length], self.values[layer, slots, :, :length]
+        self.slots = slots
+        self.keys, self.values = (torch.zeros(size, device=device, dtype=dtype) for _ in range(2))
 
     def copy(self, source: int, targets: list[int], length: int) -> None:
         """Fork: the first `length` entries of one slot into others."""
@@ -118,10 +114,10 @@ class KVCache:
 
 @dataclass(frozen=True)
 class CacheView:
-    """Which slots of a cache a forward pass reads and writes. `slots` is an int n for 0..n-1."""
+    """Which slots of a cache a forward pass reads and writes, and where."""
 
     cache: KVCache
-    slots: Tensor | int
+    slots: Tensor | slice  # a slice is read without a copy
     rows: Tensor  # int64 [B], the slots spelled out
     positions: Tensor  # int64 [B, T], where each token stands
     length: int  # longest context after this pass
@@ -129,10 +125,17 @@ class CacheView:
 
     @classmethod
     def at(cls, cache: KVCache, slots: Tensor | int, positions: Tensor, length: int) -> CacheView:
+        """A view of the listed slots, or of the first n where `slots` is a number n."""
         rows = torch.arange(slots, device=positions.device) if isinstance(slots, int) else slots
-        reach = torch.arange(length, device=positions.device)
-        mask = (reach <= positions[:, :, None])[:, None]
-        return cls(cache, slots, rows, positions, length, mask)
+        mask = (torch.arange(length, device=positions.device) <= positions[:, :, None])[:, None]
+        return cls(cache, slice(slots) if isinstance(slots, int) else slots, rows, positions, length, mask)
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's k, v [B, kv_heads, T, head_dim]; return all that its slots then hold, up to `length`."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.rows[:, None], :, self.positions] = k.transpose(1, 2).to(keys.dtype)
+        values[self.rows[:, None], :, self.positions] = v.transpose(1, 2).to(values.dtype)
+        return keys[self.slots, :, : self.length], values[self.slots, :, : self.length]
 
 
 class RMSNorm(nn.Module):
@@ -158,12 +161,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
     On a CPU it runs in fp32 whatever the autocast: the bf16 kernel's backward is three times slower.
     """
-    grouped = q.shape[1] != k.shape[1]
-    if q.device.type != "cpu":
-        k, v = k.to(q.dtype), v.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+    dtype = torch.float32 if q.device.type == "cpu" else q.dtype
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     with torch.autocast("cpu", enabled=False):
-        q, k, v = q.float(), k.float(), v.float()
+        grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
 
 
@@ -176,24 +177,17 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(shape.hidden, kv_width, bias=shape.qkv_bias)
         self.v_proj = nn.Linear(shape.hidden, kv_width, bias=shape.qkv_bias)
         self.o_proj = nn.Linear(width, shape.hidden, bias=shape.output_bias)
-        if shape.qk_norm:
-            self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps)
-            self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: CacheView | None) -> Tensor:
-        batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, -1, self.shape.head_dim)
-        k = self.k_proj(x).view(batch, length, -1, self.shape.head_dim)
-        v = self.v_proj(x).view(batch, length, -1, self.shape.head_dim).transpose(1, 2)
-        if self.shape.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin)
-        mask = None
+        heads = (*x.shape[:2], -1, self.shape.head_dim)
+        q, k, v = (project(x).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if view is not None:
-            view.cache.write(self.layer, view.rows, view.positions, k, v)
-            k, v = view.cache.read(self.layer, view.slots, view.length)
-            mask = view.mask
-        out = attend(q, k, v, mask).transpose(1, 2).reshape(batch, length, -1)
+            k, v = view.update(self.layer, k, v)
+        out = attend(q, k, v, None if view is None else view.mask).transpose(1, 2).flatten(2)
         return self.o_proj(out.to(x.dtype))
 
 
@@ -232,8 +226,8 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model. `forward` ends at the final norm; `head` is applied by callers,
-    on the positions they need, so that no [tokens, vocab] tensor is made in vain."""
+    """A causal language model. `forward` ends at the final norm; callers apply `lm_head` to the positions they need, so
+    that no [tokens, vocab] tensor is made in vain."""
 
     cos: Tensor
     sin: Tensor
@@ -241,31 +235,39 @@ class Decoder(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
+        self.autocast: torch.dtype | None = None  # what to compute in, where not in the weights' own dtype
         self.model = Trunk(shape)
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         self.complete()
 
     def complete(self) -> None:
-        """Tie the head and (re)make the rotary tables, fp32 [max_positions, head_dim / 2]: what
-        no checkpoint holds, and what moving from the meta device loses."""
+        """Tie the head and (re)make the rotary tables, fp32 [max_positions, head_dim / 2]: what no checkpoint holds,
+        and what moving from the meta device loses."""
         if self.shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         half = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32) / self.shape.head_dim
         angles = torch.outer(torch.arange(self.shape.max_positions).float(), self.shape.rope_theta**-half)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", angles.cos().to(self.device), persistent=False)
+        self.register_buffer("sin", angles.sin().to(self.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
+    def precision(self) -> torch.autocast:
+        """The autocast context that sampling, scoring and training share."""
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
     def forward(self, ids: Tensor, view: CacheView | None = None) -> Tensor:
         """Hidden states [B, T, D] after the final norm, for ids int64 [B, T].
 
-        Without a view, rows are whole sequences from position 0, causal; padding goes to the
-        right, where no real token sees it. With a view, tokens continue what its slots hold.
+        Without a view, rows are whole sequences from position 0, causal; padding goes to the right, where no real token
+        sees it. With a view, tokens continue what its slots hold. Raises StropError for a row longer than the context.
         """
-        positions = torch.arange(ids.shape[1], device=ids.device)[None] if view is None else view.positions
+        length = ids.shape[1] if view is None else view.length
+        if length > self.shape.max_positions:
+            raise StropError(f"a row has {length} tokens; the model's context is {self.shape.max_positions}")
+        positions = torch.arange(length, device=ids.device)[None] if view is None else view.positions
         x = self.model.embed_tokens(ids)
         cos, sin = self.cos[positions][:, None].to(x.dtype), self.sin[positions][:, None].to(x.dtype)
         for block in self.model.layers:
@@ -276,9 +278,9 @@ class Decoder(nn.Module):
         """Normal(0, 0.02) matrices, the residual outputs scaled by 1/sqrt(2 L) (GPT-2's scheme)."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.ones_(parameter)
-                continue
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            std = 0.02 / (2 * self.shape.layers) ** 0.5 if residual else 0.02
-            nn.init.normal_(parameter, std=std, generator=generator)
+            if parameter.dim() > 1:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / (2 * self.shape.layers) ** 0.5 if residual else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+            else:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)

@@ -19,24 +19,23 @@ def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution, both fp32 [N].
 
-    hidden [N, D], weight [V, D], targets int64 [N]. The head runs in chunks; where there is
-    more than one, backward recomputes their logits instead of storing them.
+    hidden [N, D], weight [V, D], targets int64 [N]. The head runs in chunks; where there is more than one, backward
+    recomputes their logits instead of storing them.
     """
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     if len(hidden) <= rows:
         return _chunk(hidden, weight, targets, temperature)
-    parts = [
-        checkpoint(_chunk, h, weight, t, temperature, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    parts = [checkpoint(_chunk, h, weight, t, temperature, use_reentrant=False) for h, t in chunks]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def token_kl(hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor) -> Tensor:
     """KL(p ‖ q) over the whole vocabulary at each position, in nats, fp32 [N].
 
-    hidden, ref_hidden [N, D]; weight, ref_weight [V, D]. Summed along a sample from p this is the
-    Rao-Blackwellised estimate of the sequence KL: unbiased, and of lower variance than k1.
+    hidden, ref_hidden [N, D]; weight, ref_weight [V, D]. Summed along a sample from p this is the Rao-Blackwellised
+    estimate of the sequence KL: unbiased, and of lower variance than k1.
     """
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     parts = []

@@ -1,14 +1,13 @@
 """Messages to tokens with an author per token, and back.
 
-The chat template decides the text. A row is tokenised in pieces cut where the policy starts
-and stops writing, so that the ids of a sampled prompt are always a prefix of the ids of the
-trained row, whatever the tokenizer would merge across the border.
+The chat template decides the text. A row is tokenised in pieces cut where the policy starts and stops writing, so that
+the ids of a sampled prompt are always a prefix of the ids of the trained row, whatever the tokenizer would merge across
+the border.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import StropError
+from strop.model.checkpoint import read_json
 from strop.types import Author, Message
 
 # What a checkpoint without a chat template is given: plain text, as a base model has read it.
@@ -29,8 +29,6 @@ PLAIN_TEMPLATE = (
     "{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}"
 )
-
-
 RAW_TEMPLATE = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
 
 
@@ -38,32 +36,27 @@ class Renderer:
     """A tokenizer with its chat template. Knows nothing of models or sampling."""
 
     def __init__(self, tokenizer: Any, stop_ids: Sequence[int] = ()):
-        self.tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise StropError(f"{tokenizer.name_or_path}: the tokenizer has no eos_token, so nothing can stop")
+        self.tokenizer, self._declared_stops = tokenizer, stop_ids
         self.without_template = not tokenizer.chat_template
         if self.without_template:
             tokenizer.chat_template = PLAIN_TEMPLATE
-        if tokenizer.eos_token_id is None:
-            raise StropError(f"{tokenizer.name_or_path}: the tokenizer has no eos_token, so nothing can stop")
-        self._declared_stops = tuple(stop_ids)
 
     @classmethod
     def load(cls, directory: Path) -> Renderer:
-        """Read a model directory's tokenizer, template and stop ids (generation_config.json)."""
+        """Read a model directory's tokenizer, template and stop ids (generation_config.json, config.json)."""
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError …
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise StropError(f"{directory}: no usable tokenizer: {reason}") from error
         stops: list[int] = []
-        for name in ("generation_config.json", "config.json"):
-            if (path := directory / name).exists():
-                try:
-                    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-                except (ValueError, AttributeError) as error:
-                    raise StropError(f"{path}: not a JSON object") from error
-                stops += eos if isinstance(eos, list) else [eos] if isinstance(eos, int) else []
+        for path in (directory / "generation_config.json", directory / "config.json"):
+            eos = read_json(path).get("eos_token_id") if path.exists() else None
+            stops += eos if isinstance(eos, list) else [] if eos is None else [eos]
         return cls(tokenizer, stops)
 
     def raw(self) -> Renderer:
@@ -80,16 +73,12 @@ class Renderer:
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """Ids that end a completion: eos, the declared ones, and what the template ends a turn with."""
-        stops = {self.tokenizer.eos_token_id, *self._declared_stops}
-        question, answer = Message("user", "x"), "probe"
-        turn = self._after(self.text([question], True), self.text([question, Message("assistant", answer)]))
-        # all_special_ids lists only registered ones: Llama 3's <|eot_id|>, say, is special but not there.
-        added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-        tail = self.encode(turn.rpartition(answer)[2].lstrip())
-        if tail and tail[0] in special:
-            stops.add(tail[0])
-        return tuple(sorted(stops))
+        talk = [Message("user", "x"), Message("assistant", "probe")]
+        said = self._after(self.text(talk[:1], prompt=True), self.text(talk))
+        ends = self.encode(said.rpartition("probe")[2].lstrip())[:1]
+        added = self.tokenizer.added_tokens_decoder  # all_special_ids may lack some: Llama 3's <|eot_id|>, say
+        special = [i for i in ends if i in added and added[i].special]
+        return tuple(sorted({self.tokenizer.eos_token_id, *self._declared_stops, *special}))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, special tokens' names understood, nothing added."""
@@ -105,60 +94,46 @@ class Renderer:
 
     def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """The template's text, up to where the assistant starts to write if `prompt`."""
+        talk = [m.as_dict() for m in messages]
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [m.as_dict() for m in messages], tokenize=False, add_generation_prompt=prompt
-            )
+            rendered = self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # jinja raises whatever a template raises
-            roles = ", ".join(m.role for m in messages)
-            reason = " ".join(str(error).split())
+            roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
             raise StropError(f"the chat template refuses these roles ({roles}): {reason}") from error
         for message in messages:
-            if message.content.strip() and message.content.strip() not in rendered:
+            if message.content.strip() not in rendered:
                 raise StropError(f"the chat template drops the content of a {message.role!r} message")
         return rendered
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the assistant starts to write."""
-        return self.render([*messages, Message("assistant", "")], prompt_only=True)[0]
+        return self.render(messages, prompt=True)[0]
 
-    def render(self, messages: Sequence[Message], prompt_only: bool = False) -> tuple[list[int], list[Author]]:
-        """Ids of a conversation and who wrote each. The policy wrote each assistant turn from the
-        end of its generation prompt through its stop token; what the template adds after that
-        (a newline, say) is the user's.
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> tuple[list[int], list[Author]]:
+        """Ids of a conversation, up to where the assistant starts to write if `prompt`, and who wrote each. The policy
+        wrote each assistant turn from the end of its generation prompt through its stop token; what the template adds
+        after that (a newline, say) is the user's.
 
-        Raises StropError where rendering turn by turn and at once disagree (a template that
-        rewrites earlier turns), because no prefix could then be trusted.
+        Raises StropError where rendering turn by turn and at once disagree (a template that rewrites earlier turns),
+        because no prefix could then be trusted.
         """
         ids: list[int] = []
         authors: list[Author] = []
-
-        def add(text: str, author: Author) -> None:
-            new = self.encode(text)
-            if author is Author.POLICY:
-                end = next((i for i, t in enumerate(new) if t in self.stops), len(new) - 1) + 1
-                authors.extend([Author.POLICY] * end + [Author.USER] * (len(new) - end))
-            else:
-                authors.extend([author] * len(new))
-            ids.extend(new)
-
         done = ""
         for i, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            before = self.text(messages[:i], prompt=True)
-            add(self._after(done, before), Author.USER)
-            if prompt_only and i == len(messages) - 1:
-                return ids, authors
-            done = self.text(messages[: i + 1])
-            add(self._after(before, done), Author.POLICY)
-        if messages[-1].role != "assistant":
-            add(self._after(done, self.text(messages)), Author.USER)
-        return ids, authors
+            if message.role == "assistant":
+                before, after = self.text(messages[:i], prompt=True), self.text(messages[: i + 1])
+                asked, said = self.encode(self._after(done, before)), self.encode(self._after(before, after))
+                end = next((n for n, token in enumerate(said, 1) if token in self.stops), len(said))
+                ids += asked + said
+                authors += [Author.USER] * len(asked) + [Author.POLICY] * end + [Author.USER] * (len(said) - end)
+                done = after
+        rest = self.encode(self._after(done, self.text(messages, prompt)))
+        return ids + rest, authors + [Author.USER] * len(rest)
 
     def extend(self, messages: Sequence[Message], new: Sequence[Message]) -> list[int]:
-        """Bridge ids from just after the stop token of `messages`' last turn to the next
-        generation prompt, `new` messages in between: appended, never re-tokenised."""
+        """Bridge ids from just after the stop token of `messages`' last turn to the next generation prompt, `new`
+        messages in between: appended, never re-tokenised."""
         done = self.text(messages)
         ended = self.encode(done)
         last = max((i for i, token in enumerate(ended) if token in self.stops), default=None)

@@ -1,5 +1,5 @@
-"""Draw one token per row from logits. Counter-based randomness: a token depends on its own
-request's seed and position, never on what else is in the batch."""
+"""Draw one token per row from logits. Counter-based randomness: a token depends on its own request's seed and position,
+never on what else is in the batch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
 
 
 def nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
-    """Renormalised log-probs of the smallest set of tokens whose mass reaches top_p (Holtzman
-    et al. 2020); the others −inf. logprobs [B, V], top_p [B]."""
+    """Renormalised log-probs of the smallest set of tokens whose mass reaches top_p (Holtzman et al. 2020); the others
+    −inf. logprobs [B, V], top_p [B]."""
     ordered, index = logprobs.sort(dim=-1, descending=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = ordered.masked_fill(before >= top_p[:, None], -torch.inf)
@@ -36,8 +36,8 @@ def nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
 def choose(
     logits: Tensor, temperature: Tensor, top_p: Tensor | None, uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens int64 [B], the model's log-probs [B] at the sampling temperature (1 where greedy),
-    and the filtered distribution's log-probs [B], or None where nothing is filtered.
+    """Tokens int64 [B], the model's log-probs [B] at the sampling temperature (1 where greedy), and the filtered
+    distribution's log-probs [B], or None where nothing is filtered.
 
     logits fp32 [B, V]; temperature [B], 0 being greedy; top_p [B] or None; uniform [B] in (0, 1).
     Inverse-CDF sampling: torch.multinomial is some thirty times slower on a CPU.
@@ -52,8 +52,5 @@ def choose(
     # Rounding can land a hair past the end of the mass; fall back to the last token that adds any.
     last = (cdf >= cdf[:, -1:]).int().argmax(-1)
     tokens = torch.where(greedy, logits.argmax(-1), torch.minimum(tokens, last))
-    picked = logprobs.gather(-1, tokens[:, None])[:, 0]
-    behavior = None if top_p is None else drawn_from.gather(-1, tokens[:, None])[:, 0]
-    if behavior is not None:
-        behavior = torch.where(greedy, picked, behavior)
-    return tokens, picked, behavior
+    model, behavior = (x.gather(-1, tokens[:, None])[:, 0] for x in (logprobs, drawn_from))
+    return tokens, model, None if top_p is None else torch.where(greedy, model, behavior)

@@ -1,20 +1,17 @@
-"""Continuous batching over key-value slots. Token ids in, token ids out: the engine knows
-nothing of text, templates or tasks.
+"""Continuous batching over key-value slots. Token ids in, token ids out: the engine knows nothing of text or tasks.
 
-Active samples always fill slots 0..n-1, so a decode step reads the cache without a copy: when
-one finishes, the last active slot moves into its place. A request's samples share one prefill:
-the first runs the prompt, the others fork its slot.
+Active samples always fill slots 0..n-1, so a decode step reads the cache without a copy: when one finishes, the last
+active one moves into its place. A job's samples share one prefill: the first runs the prompt, the others fork its slot.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from strop.errors import StropError
 from strop.ledger import Ledger
@@ -50,213 +47,144 @@ class Sample:
 
 @dataclass
 class _Live:
-    """A sample in a slot."""
+    """A sample that waits for a slot or grows in one."""
 
     job: Job
     index: int
-    limit: int
+    limit: int  # tokens it may draw
     forked: bool = False
-    started: float = 0.0  # the engine's per-slot clock when the sample came in
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    behavior: list[float] = field(default_factory=list)
+    seconds: float = 0.0  # its share of the prefill and of each step
+    drawn: list[tuple[int, float, float]] = field(default_factory=list)  # ids, model's and behaviour log-probs
+
+    @property
+    def last(self) -> int:
+        return self.drawn[-1][0] if self.drawn else self.job.prompt_ids[-1]
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt included. All but the last are in the cache."""
+        return len(self.job.prompt_ids) + len(self.drawn)
+
+    @property
+    def stopped(self) -> bool:
+        return self.last in self.job.sampling.stops
 
 
 class Engine:
     """Samples from one decoder. `slots` caps the batch, `cache_bytes` its key-value memory."""
 
     def __init__(self, decoder: Decoder, slots: int = 256, cache_bytes: int = 1 << 30):
-        self.decoder = decoder
-        self.max_slots, self.cache_bytes = slots, cache_bytes
-        self.autocast: torch.dtype | None = None
-        self._cache = self._empty()
-        self._live: list[_Live] = []
-        self._clock = 0.0  # seconds spent, each step's shared out over the slots active in it
+        self.decoder, self.slots, self.cache_bytes = decoder, slots, cache_bytes
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Sample]:
-        """Yield samples in completion order. Raises StropError for a prompt that leaves no room."""
-        waiting: deque[_Live] = deque()
-        context = self.decoder.shape.max_positions
-        longest = 0
+        """Yield samples in completion order. Raises StropError for a prompt that leaves no room, and for sampling that
+        can't be."""
+        context, waiting = self.decoder.shape.max_positions, deque[_Live]()
         for job in jobs:
-            room = context - len(job.prompt_ids)
-            if room < 1:
-                length = len(job.prompt_ids)
+            length, s = len(job.prompt_ids), job.sampling
+            if not 0 < length < context:
                 raise StropError(f"prompt {job.id} has {length} tokens; the model's context is {context}")
-            if not job.prompt_ids:
-                raise StropError(f"prompt {job.id} is empty")
-            s = job.sampling
             if not (s.temperature >= 0 and 0 < s.top_p <= 1 and s.max_tokens >= 1):
                 raise StropError(f"prompt {job.id}: sampling needs temperature >= 0, 0 < top_p <= 1, max_tokens >= 1")
-            limit = min(room, job.sampling.max_tokens)
-            longest = max(longest, len(job.prompt_ids) + limit)
-            waiting.extend(_Live(job, i, limit) for i in range(job.n))
+            waiting.extend(_Live(job, i, min(context - length, s.max_tokens)) for i in range(job.n))
         if not waiting:
             return
-        slots = self._reserve(longest, len(waiting))
-        mine: list[_Live] = []
-        self._live = mine  # the slots are this stream's until another one begins
-        while waiting or mine:
-            if self._live is not mine:
-                raise StropError("another stream began on this engine before this one ended")
-            with torch.inference_mode(), self._precision():
-                self._admit(waiting, slots)
-                finished = self._step()
+        slots = _Slots(self.decoder, self._cache(waiting))
+        while waiting or slots.live:
+            with torch.inference_mode(), self.decoder.precision():
+                slots.admit(waiting)
+                finished = slots.step()
             yield from finished
 
-    def _empty(self) -> KVCache:
-        return KVCache(self.decoder.shape, 0, 0, self.decoder.device, torch.float32)
-
-    def _precision(self) -> torch.autocast:
-        device = self.decoder.device.type
-        return torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None)
-
-    def _reserve(self, length: int, samples: int) -> int:
-        """Make a cache for `samples` of up to `length` tokens; returns how many slots it has."""
-        shape, device = self.decoder.shape, self.decoder.device
-        dtype = self.autocast or self.decoder.lm_head.weight.dtype
-        length = min(-(-length // 64) * 64, shape.max_positions)
+    def _cache(self, samples: Collection[_Live]) -> KVCache:
+        """A cache that fits these samples, whatever was sampled before: else a resumed run would be batched otherwise,
+        and differ in the last bit."""
+        shape, dtype = self.decoder.shape, self.decoder.autocast or self.decoder.lm_head.weight.dtype
+        longest = max(x.length + x.limit for x in samples)
+        length = min(-(-longest // 64) * 64, shape.max_positions)
         per_slot = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * dtype.itemsize
-        slots = max(1, min(self.max_slots, self.cache_bytes // per_slot, samples))
-        keys = self._cache.keys
-        # An exact fit, not a larger one: what was sampled before must not change how this is batched,
-        # or a resumed run would differ in the last bit.
-        if (keys.shape[1], keys.shape[3], keys.dtype) != (slots, length, dtype):
-            self._cache = self._empty()  # free the old one before asking for the new one
-            self._cache = KVCache(shape, slots, length, device, dtype)
-        n = slots
-        self._last = torch.zeros(n, dtype=torch.int64, device=device)
-        self._position = torch.zeros(n, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(n, dtype=torch.int64, device=device)
-        self._seed = torch.zeros(n, dtype=torch.int64, device=device)
-        self._temperature = torch.zeros(n, device=device)
-        self._top_p = torch.ones(n, device=device)
-        return n
+        slots = max(1, min(self.slots, self.cache_bytes // per_slot, len(samples)))
+        return KVCache(shape, slots, length, self.decoder.device, dtype)
 
-    def _admit(self, waiting: deque[_Live], slots: int) -> None:
+
+class _Slots:
+    """One stream's samples in progress, by slot, and the cache that holds their tokens."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache):
+        self.decoder, self.cache = decoder, cache
+        self.live: list[_Live] = []
+
+    def admit(self, waiting: deque[_Live]) -> None:
         """Fill free slots. A prompt already in some slot is forked from it, else prefilled.
 
-        All but the prompt's last token go into the cache: that one is fed to the first decode
-        step, so forks and fresh prompts go on alike.
+        All but the prompt's last token go into the cache: that one is fed to the first decode step, so forks and fresh
+        prompts go on alike.
         """
-        began = time.perf_counter()
-        prefill: list[int] = []
-        source = {id(live.job): slot for slot, live in enumerate(self._live)}
+        began, first = time.perf_counter(), len(self.live)
+        new = [waiting.popleft() for _ in range(min(len(waiting), self.cache.slots - first))]
+        if not new:
+            return
+        self.live += new
+        origins: dict[int, int] = {}
         forks: dict[int, list[int]] = {}
-        first = len(self._live)
-        while waiting and len(self._live) < slots:
-            live, slot = waiting.popleft(), len(self._live)
-            if (origin := source.setdefault(id(live.job), slot)) != slot:
+        for slot, live in enumerate(self.live):
+            origin = origins.setdefault(id(live.job), slot)
+            if slot >= first and origin != slot:
                 live.forked = True
                 forks.setdefault(origin, []).append(slot)
-            else:
-                prefill.append(slot)
-            self._live.append(live)
-        if len(self._live) == first:
-            return
-        self._set(first)
-        self._prefill(prefill)
+        self._prefill([slot for slot, live in enumerate(new, first) if not live.forked])
         for origin, targets in forks.items():
-            self._cache.copy(origin, targets, len(self._live[origin].job.prompt_ids) - 1)
-        share = (time.perf_counter() - began) / (len(self._live) - first)
-        for live in self._live[first:]:
-            live.started = self._clock - share
-
-    def _set(self, first: int) -> None:
-        """Write the per-slot tensors of the samples from slot `first` on."""
-        new, rows = self._live[first:], slice(first, len(self._live))
-        device = self.decoder.device
-
-        def put(buffer: Tensor, values: list) -> None:
-            buffer[rows] = torch.tensor(values, dtype=buffer.dtype, device=device)
-
-        put(self._last, [x.job.prompt_ids[-1] for x in new])
-        put(self._position, [len(x.job.prompt_ids) - 1 for x in new])
-        put(self._drawn, [0] * len(new))
-        put(self._seed, [x.job.sampling.seed + x.index for x in new])
-        put(self._temperature, [x.job.sampling.temperature for x in new])
-        put(self._top_p, [x.job.sampling.top_p for x in new])
+            self.cache.copy(origin, targets, len(self.live[origin].job.prompt_ids) - 1)
+        share = (time.perf_counter() - began) / len(new)
+        for live in new:
+            live.seconds = share
 
     def _prefill(self, slots: list[int]) -> None:
         """Run all but the last prompt token of these slots, like lengths together."""
         device = self.decoder.device
-        pending = sorted(slots, key=lambda s: len(self._live[s].job.prompt_ids))
-        while pending:
-            batch, width = [pending[0]], len(self._live[pending[0]].job.prompt_ids) - 1
-            for slot in pending[1:]:
-                width_if = len(self._live[slot].job.prompt_ids) - 1
-                if width_if * (len(batch) + 1) > PREFILL_TOKENS:
-                    break
-                batch.append(slot)
-                width = width_if
-            pending = pending[len(batch) :]
-            if width == 0:
-                continue
-            rows = [list(self._live[s].job.prompt_ids[:-1]) for s in batch]
-            ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)
-            positions = torch.arange(width, device=device).expand(len(batch), -1)
-            where = torch.tensor(batch, device=device)
-            self.decoder(ids, CacheView.at(self._cache, where, positions, width))
+        prompts = {slot: self.live[slot].job.prompt_ids[:-1] for slot in slots}
+        slots = sorted(slots, key=lambda slot: len(prompts[slot]))
+        while slots:
+            fits = sum(n * len(prompts[slot]) <= PREFILL_TOKENS for n, slot in enumerate(slots, 1))
+            batch, slots = slots[: max(1, fits)], slots[max(1, fits) :]
+            width = len(prompts[batch[-1]])
+            if width > 0:
+                ids = torch.tensor([[*prompts[s], *[0] * (width - len(prompts[s]))] for s in batch], device=device)
+                positions = torch.arange(width, device=device).expand(len(batch), -1)
+                where = torch.tensor(batch, device=device)
+                self.decoder(ids, CacheView.at(self.cache, where, positions, width))
 
-    def _step(self) -> list[Sample]:
+    def step(self) -> list[Sample]:
         """Draw one token for every active sample; return those that finished."""
-        began = time.perf_counter()
-        n = len(self._live)
-        position = self._position[:n, None]
-        length = max(len(x.job.prompt_ids) + len(x.ids) for x in self._live)
-        hidden = self.decoder(self._last[:n, None], CacheView.at(self._cache, n, position, length))
-        logits = self.decoder.lm_head(hidden[:, 0]).float()
-        filtered = any(x.job.sampling.top_p < 1 for x in self._live)
-        top_p = self._top_p[:n] if filtered else None
-        uniform = uniforms(self._seed[:n], self._drawn[:n])
-        tokens, logprobs, behavior = choose(logits, self._temperature[:n], top_p, uniform)
-        self._last[:n] = tokens
-        self._position[:n] += 1
-        self._drawn[:n] += 1
-        drawn = [tokens.tolist(), logprobs.tolist(), (logprobs if behavior is None else behavior).tolist()]
-        self._clock += (time.perf_counter() - began) / n
-        done = []
-        for slot, (live, token, logprob, behaved) in enumerate(zip(self._live, *drawn, strict=True)):
-            live.ids.append(token)
-            live.logprobs.append(logprob)
-            live.behavior.append(behaved)
-            if token in live.job.sampling.stops or len(live.ids) == live.limit:
-                done.append(slot)
+        began, live, device = time.perf_counter(), self.live, self.decoder.device
+        state = [(x.last, x.length - 1, x.job.sampling.seed + x.index, len(x.drawn)) for x in live]
+        last, position, seed, count = torch.tensor(state, device=device).T
+        settings = [(x.job.sampling.temperature, x.job.sampling.top_p) for x in live]
+        temperature, top_p = torch.tensor(settings, dtype=torch.float32, device=device).T
+        view = CacheView.at(self.cache, len(live), position[:, None], max(x.length for x in live))
+        logits = self.decoder.lm_head(self.decoder(last[:, None], view)[:, 0]).float()
+        filters = top_p if any(p < 1 for _, p in settings) else None
+        tokens, logprobs, behavior = choose(logits, temperature, filters, uniforms(seed, count))
+        columns = [c.tolist() for c in (tokens, logprobs, logprobs if behavior is None else behavior)]
+        share = (time.perf_counter() - began) / len(live)
+        for x, token, logprob, behaved in zip(live, *columns, strict=True):
+            x.drawn.append((token, logprob, behaved))
+            x.seconds += share
+        done = [slot for slot, x in enumerate(live) if x.stopped or len(x.drawn) == x.limit]
         return [self._retire(slot) for slot in reversed(done)][::-1]
 
     def _retire(self, slot: int) -> Sample:
-        """Take a finished sample out; the last active slot moves into its place."""
-        live, last = self._live[slot], len(self._live) - 1
-        if slot != last:
-            mover = self._live[last]
-            self._cache.copy(last, [slot], len(mover.job.prompt_ids) + len(mover.ids) - 1)
-            for buffer in (self._last, self._position, self._drawn, self._seed, self._temperature, self._top_p):
-                buffer[slot] = buffer[last]
-            self._live[slot] = mover
-        self._live.pop()
-        stopped = live.ids[-1] in live.job.sampling.stops
-        filtered = live.job.sampling.top_p < 1 and live.job.sampling.temperature > 0
-        return Sample(
-            id=live.job.id,
-            index=live.index,
-            completion_ids=tuple(live.ids),
-            logprobs=tuple(live.logprobs),
-            behavior_logprobs=tuple(live.behavior) if filtered else None,
-            finish="stop" if stopped else "length",
-            ledger=self._cost(live),
-        )
-
-    def _cost(self, live: _Live) -> Ledger:
-        prompt, generated = len(live.job.prompt_ids), len(live.ids)
-        shared = prompt - 1 if live.forked else 0
+        """Take a finished sample out; the last active one moves into its slot."""
+        done, mover = self.live[slot], self.live.pop()
+        if mover is not done:
+            self.cache.copy(len(self.live), [slot], mover.length - 1)
+            self.live[slot] = mover
+        job, prompt, generated = done.job, len(done.job.prompt_ids), len(done.drawn)
+        cached = prompt - 1 if done.forked else 0
         flops = self.decoder.shape.forward_flops(generated, prompt + generated / 2)
-        if not live.forked:
-            flops += self.decoder.shape.forward_flops(prompt - 1, prompt / 2)
-        return Ledger(
-            prompt_tokens=prompt - shared,
-            cached_tokens=shared,
-            generated_tokens=generated,
-            flops=flops,
-            seconds=self._clock - live.started,
-            calls=1,
-        )
+        flops += self.decoder.shape.forward_flops(prompt - 1 - cached, prompt / 2)
+        ledger = Ledger(prompt - cached, cached, generated, flops=flops, seconds=done.seconds, calls=1)
+        ids, logprobs, behavior = zip(*done.drawn, strict=True)
+        filtered = job.sampling.top_p < 1 and job.sampling.temperature > 0
+        finish: Finish = "stop" if done.stopped else "length"
+        return Sample(job.id, done.index, ids, logprobs, behavior if filtered else None, finish, ledger)

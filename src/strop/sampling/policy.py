@@ -17,8 +17,10 @@ from strop.model.decoder import Decoder
 from strop.model.renderer import Renderer
 from strop.model.scoring import collate, micro_batches, predict
 from strop.protocols import Request
-from strop.sampling.engine import Engine, Job, Sample
+from strop.sampling.engine import Engine, Job
 from strop.types import Author, Datum, Prompt, Rollout, Sampling, Turn
+
+SCORE_TOKENS = 16384  # padded tokens scored at once
 
 
 class Policy:
@@ -26,38 +28,24 @@ class Policy:
 
     def __init__(self, decoder: Decoder, renderer: Renderer, config: Mapping[str, Any], name: str = ""):
         self.decoder, self.renderer, self.config, self.name = decoder, renderer, dict(config), name
+        self.autocast, self.precision = decoder.autocast, decoder.precision
         self.engine = Engine(decoder)
         self.version = 0
 
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> Policy:
-        """Load `strop-nano`, a model directory or a hub id. Weights are fp32; `dtype` bfloat16
-        computes under autocast."""
+        """Load `strop-nano`, a model directory or a hub id. Weights are fp32; `dtype` bfloat16 computes under autocast.
+        Raises StropError for any other dtype."""
         directory = locate(name)
-        config = read_config(directory)
-        decoder = load_decoder(directory, device)
-        policy = cls(decoder, Renderer.load(directory), config, str(name))
-        policy.engine.autocast = None if dtype == "float32" else getattr(torch, dtype)
-        return policy
+        decoder = load_decoder(directory, device, dtype)
+        return cls(decoder, Renderer.load(directory), read_config(directory), str(name))
 
     def copy(self) -> Policy:
         """A policy with the same weights, held apart: training this one leaves the copy as it is."""
-        other = Policy(deepcopy(self.decoder), self.renderer, self.config, self.name)
-        other.engine.autocast = self.autocast
-        return other
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        return self.engine.autocast
-
-    def precision(self) -> torch.autocast:
-        """The autocast context that sampling, scoring and training share."""
-        device = self.decoder.device.type
-        return torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None)
+        return Policy(deepcopy(self.decoder), self.renderer, self.config, self.name)
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a Hugging Face model directory: weights, config, tokenizer, chat template and
-        generation_config.json."""
+        """Write a Hugging Face model directory: weights, config, tokenizer, chat template, generation_config.json."""
         save_decoder(self.decoder, self.config, directory, dtype)
         self.renderer.tokenizer.save_pretrained(directory)
         stops = list(self.renderer.stops)
@@ -71,17 +59,27 @@ class Policy:
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[str, Rollout]]:
         """Yield (request id, rollout) in completion order, `n` of them per request."""
-        asked: dict[str, Request] = {}
-        jobs = []
+        asked: dict[str, tuple[Request, Job]] = {}
         for request in requests:
             if request.id in asked:
                 raise StropError(f"request id {request.id} is used twice")
-            asked[request.id] = request
             ids = tuple(self.renderer.prompt(request.prompt.messages))
-            jobs.append(Job(request.id, ids, self._with_stops(request.sampling), request.n))
-        prompt_ids = {job.id: job.prompt_ids for job in jobs}
-        for sample in self.engine.stream(jobs):
-            yield sample.id, self._rollout(asked[sample.id], prompt_ids[sample.id], sample)
+            stops = (*request.sampling.stops, *self.renderer.stops)
+            asked[request.id] = request, Job(request.id, ids, replace(request.sampling, stops=stops), request.n)
+        for s in self.engine.stream([job for _, job in asked.values()]):
+            request, job = asked[s.id]
+            turn = Turn(job.prompt_ids, s.completion_ids, s.logprobs, s.behavior_logprobs, self.version)
+            rollout = Rollout(
+                prompt=request.prompt,
+                turns=(turn,),
+                sampling=replace(request.sampling, seed=request.sampling.seed + s.index),
+                finish=s.finish,
+                text=self.renderer.decode(s.completion_ids).strip(),
+                template_hash=self.renderer.template_hash,
+                ledger=s.ledger,
+                extras={"sample": s.index},
+            )
+            yield s.id, rollout
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[list[Rollout]]:
         """Rollouts per prompt, `n` each, in order. Prompt i draws with seed `sampling.seed + i·n`."""
@@ -96,16 +94,13 @@ class Policy:
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], temperature: float | None = None) -> list[list[float]]:
-        """Log-probability of each of the policy's own tokens, at the sampling temperature (at 1
-        for greedy) unless one is given."""
+        """Log-probability of each of the policy's own tokens, at the sampling temperature (at 1 for greedy) unless one
+        is given."""
         out: list[list[float]] = [[] for _ in rollouts]
-        by_temperature: dict[float, list[int]] = {}
-        for i, rollout in enumerate(rollouts):
-            t = temperature or rollout.sampling.temperature or 1.0
-            by_temperature.setdefault(t, []).append(i)
-        for t, members in by_temperature.items():
-            datums = [rollout_datum(rollouts[i], row=i) for i in members]
-            for micro in micro_batches(datums, 16384):
+        temperatures = [temperature or r.sampling.temperature or 1.0 for r in rollouts]
+        for t in set(temperatures):
+            datums = [rollout_datum(r, row=i) for i, r in enumerate(rollouts) if temperatures[i] == t]
+            for micro in micro_batches(datums, SCORE_TOKENS):
                 batch = collate(micro, self.decoder.device)
                 with self.precision():
                     logprobs, _ = predict(self.decoder, batch, t)
@@ -113,25 +108,8 @@ class Policy:
                     out[int(row)].append(value)
         return out
 
-    def _with_stops(self, sampling: Sampling) -> Sampling:
-        stops = tuple(sorted({*sampling.stops, *self.renderer.stops}))
-        return replace(sampling, stops=stops)
-
-    def _rollout(self, request: Request, prompt_ids: tuple[int, ...], sample: Sample) -> Rollout:
-        turn = Turn(prompt_ids, sample.completion_ids, sample.logprobs, sample.behavior_logprobs, self.version)
-        return Rollout(
-            prompt=request.prompt,
-            turns=(turn,),
-            sampling=replace(request.sampling, seed=request.sampling.seed + sample.index),
-            finish=sample.finish,
-            text=self.renderer.decode(sample.completion_ids).strip(),
-            template_hash=self.renderer.template_hash,
-            ledger=sample.ledger,
-            extras={"sample": sample.index},
-        )
-
 
 def rollout_datum(rollout: Rollout, group: int | None = None, **fields: Any) -> Datum:
     """A rollout as a training row: weight 1 on the policy's own tokens, 0 elsewhere."""
-    weight = [1.0 if author is Author.POLICY else 0.0 for author in rollout.authors]
+    weight = [float(author is Author.POLICY) for author in rollout.authors]
     return Datum.from_tokens(rollout.ids, weight, group, **fields)

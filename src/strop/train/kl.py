@@ -12,7 +12,7 @@ from strop.model.scoring import collate, micro_batches
 from strop.sampling.policy import Policy, rollout_datum
 from strop.types import Prompt, Sampling
 
-SEED = 7 << 50  # the probe's own draws: the same at every measurement, and no training step's
+SEED = 7 << 60  # the probe's own draws: the same at every measurement, and no training step's
 
 
 @dataclass(frozen=True)

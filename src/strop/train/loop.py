@@ -133,8 +133,9 @@ def train(
         given = source(step)
         metrics = accumulate(policy, objective, given, config.micro_tokens)
         lr = learning_rate(step, steps, config.lr, config.warmup, config.schedule)
-        metrics["grad_norm"] = optimizer.step(lr, config.max_grad_norm)
-        if not math.isfinite(metrics["loss"] + metrics["grad_norm"]):
+        finite = math.isfinite(metrics["loss"])
+        metrics["grad_norm"] = optimizer.step(lr, config.max_grad_norm) if finite else math.nan
+        if not math.isfinite(metrics["grad_norm"]):
             raise StropError(f"step {step}: loss or gradient is not finite; lower lr (now {config.lr:g})")
         policy.version = step + 1
         tokens = sum(len(d) for d in given.datums)
@@ -156,7 +157,7 @@ def train(
 def accumulate(policy: Policy, objective: Objective, given: Step, micro_tokens: int) -> dict[str, float]:
     """Gradients of one step over micro-batches; returns the loss and token means of the objective's metrics."""
     loss, count, sums = 0.0, 0, dict[str, float]()
-    policy.decoder.train()
+    policy.decoder.train().zero_grad()
     for micro in micro_batches(given.datums, micro_tokens):
         batch = collate(micro, policy.decoder.device)
         if len(batch.targets) == 0:

@@ -16,7 +16,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: S
     warm = warmup * steps
     if step + 1 <= warm:
         return peak * (step + 1) / warm
-    done = (step - warm) / max(1.0, steps - warm)
+    done = max(0.0, step - warm) / max(1.0, steps - warm)
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return peak * shapes[schedule]
 
