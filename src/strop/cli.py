@@ -186,12 +186,13 @@ def main() -> None:
     """Run a command. A StropError is one line on standard error and exit status 1; --debug shows its traceback."""
     debug = "--debug" in sys.argv  # accepted behind a command too, where people type it
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of long prompts, for one; Strop raises
     try:
         app()
     except StropError as error:
         if debug:
             raise
-        print(f"strop: {error}", file=sys.stderr)
+        print("strop:", *str(error).splitlines(), file=sys.stderr)  # a verifier's own words may have several lines
         raise SystemExit(1) from None
     except BrokenPipeError:  # `strop … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,10 +42,9 @@ def test_every_prompt_says_what_to_do_to_which_words(prompts):
     "order, style, answer",
     [
         ("reverse", "plain", "blue key apple"),
-        ("sort", "plain", "apple blue key"),
-        ("same", "upper", "APPLE KEY BLUE"),
+        ("same", "commas", "apple, key, blue"),
         ("first", "stop", "key blue."),
-        ("last", "quote", '"apple key"'),
+        ("last", "quotes", '"apple key"'),
     ],
 )
 def test_what_each_order_and_style_does(order, style, answer):

@@ -1,4 +1,4 @@
-"""The loop: one loss and one gradient however rows are cut, no step without a reason, and no trace of an interruption."""
+"""The loop: one loss and one gradient however rows are cut, no step without a reason, no trace of an interruption."""
 
 import json
 import math
@@ -200,9 +200,7 @@ def test_the_rate_warms_up_and_falls_as_scheduled(schedule, expected):
     assert [learning_rate(i, 6, 2.0, 1 / 3, schedule) / 2 for i in range(6)] == pytest.approx(expected)
 
 
-@given(
-    st.integers(1, 300), st.floats(1e-6, 1.0), st.floats(0, 1), st.sampled_from(["constant", "linear", "cosine"])
-)
+@given(st.integers(1, 300), st.floats(1e-6, 1.0), st.floats(0, 1), st.sampled_from(["constant", "linear", "cosine"]))
 def test_the_rate_never_leaves_its_bounds_and_rises_only_while_warming_up(steps, peak, warmup, schedule):
     rates = [learning_rate(i, steps, peak, warmup, schedule) for i in range(steps)]
     assert all(0 < rate <= peak for rate in rates)

@@ -157,15 +157,16 @@ def test_rl_itself_notices_a_sampler_with_other_weights(policy, tmp_path):
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_only_the_policys_own_tokens_are_learnt(policy, reference):
+@pytest.mark.parametrize("algorithm, scale", [(GRPO, np.float32(1 / 3)), (REINFORCE, 1)])
+def test_only_the_policys_own_tokens_are_learnt(policy, reference, algorithm, scale):
     turns = Turn((5, 6), (7, 8), (-1.0, -2.0)), Turn((9, 10, 11), (12,), (-3.0,))
     two = Rollout(Prompt.user("q"), turns, Sampling(), "stop", "text")
-    [datum] = rollout_datums([two], np.array([0.5]), GRPO, policy if reference else None)
+    [datum] = rollout_datums([two], np.array([0.5]), algorithm, policy if reference else None)
     own = [author is Author.POLICY for author in two.authors][1:]
     assert datum.fields["weight"].tolist() == own == [False, True, True, False, False, False, True]
     assert datum.targets[own].tolist() == [7, 8, 12]
     assert datum.fields["old_logprob"][own].tolist() == [-1, -2, -3]
-    assert set(datum.fields["scale"][own].tolist()) == {np.float32(1 / 3)}
+    assert set(datum.fields["scale"][own].tolist()) == {scale}
     scores = policy.score([two])[0] if reference else [-1, -2, -3]
     assert datum.fields["ref_logprob"][own].tolist() == pytest.approx(scores, abs=1e-4)
 
@@ -226,6 +227,13 @@ def test_a_few_invalid_verdicts_are_counted_and_left_out(policy, tmp_path):
     assert row["invalid"] == 1 / 32 and 0 < row["reward"] < 1
 
 
+def test_the_denominator_is_every_judged_sequence_of_the_step(policy, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("strop.train.rl.train", lambda policy, source, *_: given.append(source(0)))
+    rl(policy, Short(crash=(0,), size=32), config(prompts_per_step=32), Stage(tmp_path))
+    assert given[0].denominator == 31 * 4 > len(given[0].datums) > 0
+
+
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(0, 20), st.integers(0, 5))
 def test_prompts_come_in_epochs_whose_order_the_seed_alone_decides(size, first, count, seed):
     prompts = [Prompt.user(str(i), row=i) for i in range(size)]
@@ -242,17 +250,19 @@ def test_seeds_and_epochs_have_orders_of_their_own():
 
 
 def test_no_two_draws_of_a_run_share_a_seed(policy, tmp_path, monkeypatch):
-    seeds, sample = [], policy.sample
+    seeds, asked, sample = [], [], policy.sample
 
     def recorded(*args):
         groups = sample(*args)
+        asked.extend(prompt.row for prompt in args[0])
         seeds.extend(r.sampling.seed for group in groups for r in group)
         return groups
 
     monkeypatch.setattr(policy, "sample", recorded)
     probe = KLProbe(policy.copy(), Short().prompts("dev")[:2], 6)
-    rl(policy, Short(), config(steps=3), Stage(tmp_path, seed=2))
+    rl(policy, Short(size=12), config(steps=3), Stage(tmp_path, seed=2))
     assert len(seeds) == len(set(seeds)) == 3 * 16
+    assert sorted(asked) == list(range(12))  # three steps of four prompts are one epoch
     probe.measure(policy)
     assert len(set(seeds)) == 3 * 16 + 2
 

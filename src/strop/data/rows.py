@@ -55,15 +55,15 @@ def _read_parquet(path: Path) -> list[Row]:
 
 def conversation(row: Mapping[str, Any], where: str) -> list[Message]:
     """A row's conversation from `messages` (Tülu, TRL) or `prompt` and `completion` (TRL), text or messages."""
-    if "messages" in row:
-        turns = row["messages"]
-    elif "prompt" in row and "completion" in row:
-        given = zip(("user", "assistant"), (row["prompt"], row["completion"]), strict=True)
-        parts = [[{"role": role, "content": part}] if isinstance(part, str) else part for role, part in given]
-        turns = [turn for part in parts for turn in part or ()]
-    else:
-        raise StropError(f"{where}: needs `messages`, or `prompt` and `completion`; it has {', '.join(row)}")
     try:
+        if "messages" in row:
+            turns = row["messages"]
+        elif "prompt" in row and "completion" in row:
+            given = zip(("user", "assistant"), (row["prompt"], row["completion"]), strict=True)
+            parts = [[{"role": role, "content": part}] if isinstance(part, str) else part for role, part in given]
+            turns = [turn for part in parts for turn in part or ()]
+        else:
+            raise StropError(f"{where}: needs `messages`, or `prompt` and `completion`; it has {', '.join(row)}")
         messages = [Message(turn["role"], turn["content"]) for turn in turns]
     except (TypeError, KeyError) as error:
         raise StropError(f"{where}: every message needs `role` and `content`") from error

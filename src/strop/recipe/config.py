@@ -79,18 +79,18 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         bundled = sorted(p.stem for p in BUNDLED.glob("*.yaml"))
         raise StropError(f"{name}: no such recipe; {nearest(str(name), bundled)}")
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error)).splitlines()[0]
         raise StropError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise StropError(f"{path}: a recipe is a mapping of keys to values")
     for override in overrides:
         apply_override(tree, override)
     try:
-        return check(Recipe.model_validate(tree), path)
+        return check(Recipe.model_validate(tree), path, text)
     except ValidationError as error:
         raise StropError(explain(error, Recipe, path, text)) from error
 
@@ -140,6 +140,8 @@ def explain(error: ValidationError, model: type[BaseModel], path: Path | str, te
         where = ".".join(map(str, place[:-1]))
         unknown = f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
         message = f"{last!r} is required" if first["type"] == "missing" else unknown
+    elif first["type"] == "union_tag_not_found":
+        message = f"{first['ctx']['discriminator']} is required"
     elif not isinstance(first["input"], dict | list):
         message += f", not {first['input']!r}"
     line = f":{line_of(text, place)}" if text else ""
@@ -180,16 +182,22 @@ def line_of(text: str, place: Sequence[int | str]) -> int:
     return line
 
 
-def check(recipe: Recipe, path: Path) -> Recipe:
+def check(recipe: Recipe, path: Path, text: str) -> Recipe:
     """What types can't say: stage names and references. Raises StropError."""
+
+    def wrong(message: str, *place: str) -> StropError:
+        return StropError(f"{path}:{line_of(text, place)}: {'.'.join(place)}: {message}")
+
     seen: list[str] = ["base"] if recipe.model else []
+    if not seen and not recipe.stages:
+        raise wrong("nothing to do: there is neither a stage nor a `model`", "stages")
     for name, stage in recipe.stages.items():
         if name in Recipe.model_fields or name == "base":
-            raise StropError(f"{path}: a stage can't be called {name!r}; that word is taken")
+            raise wrong("a stage can't be called so; that word is taken", "stages", name)
         if stage.from_ is not None and stage.from_ not in seen:
             hint = nearest(stage.from_, seen) if seen else "it is the first stage"
-            raise StropError(f"{path}: stages.{name}.from: no earlier stage {stage.from_!r}; {hint}")
+            raise wrong(f"no earlier stage {stage.from_!r}; {hint}", "stages", name, "from")
         if recipe.parent(name) is None and not (isinstance(stage, PretrainStage) and stage.new):
-            raise StropError(f"{path}: stages.{name} has no model to start from; set `model`")
+            raise wrong("there is no model to start from; set `model`", "stages", name)
         seen.append(name)
     return recipe

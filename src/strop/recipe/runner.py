@@ -141,6 +141,8 @@ def publish(plan: Plan, out: Path, console: Console) -> None:
     if all(p.exists() for p in (results, report, out / "model")) and results.read_text() == text:
         console.say(f"nothing to do; the report is {report}")
         return
+    for path in (results, report):  # so that a kill from here on leaves nothing that looks finished
+        path.unlink(missing_ok=True)
     settings = plan.recipe.model_dump(mode="json", by_alias=True)
     write_atomically(out / "recipe.yaml", yaml.safe_dump(settings, sort_keys=False))
     for folder in ("metrics", "samples", "evaluations", "model"):

@@ -79,7 +79,7 @@ def _probe(parent: Path, plan: Plan) -> KLProbe | None:
         return None
     share = -(-KL_PROMPTS // len(evals))
     prompts = [prompt for config in evals for prompt in make_task(config).prompts("dev")[:share]]
-    return KLProbe(load(parent, plan), prompts, max(config.max_tokens for config in evals))
+    return KLProbe(load(parent, plan), prompts, max(config.max_tokens for config in evals)) if prompts else None
 
 
 def read_source(source: Source) -> list[Sequence[Message]]:

@@ -90,8 +90,10 @@ def pretrain(
     """Train `policy` in place on documents: a sequence that is gone through in epochs, or a function that makes an
     endless supply from a seed. Each step takes its own seed, so that a resumed run needs no replay."""
 
+    room = min(config.max_length, policy.decoder.shape.max_positions)
+
     def datums(documents: Iterable[str]) -> list[Datum]:
-        return [document_datum(policy.renderer, document, config.max_length) for document in documents]
+        return [document_datum(policy.renderer, document, room) for document in documents]
 
     def fresh(step: int) -> Step:
         assert callable(text)
