@@ -84,7 +84,7 @@ def judge(task: Task, prompt: Prompt, text: str) -> Verdict:
     try:
         verdict = task.verify(prompt, text)
     except Exception as error:
-        return Verdict.unjudged(f"{type(error).__name__}: {error}")
+        return Verdict.unjudged(" ".join(f"{type(error).__name__}: {error}".split()))
     if not isinstance(verdict, Verdict):
         return Verdict.unjudged(f"verify returned {type(verdict).__name__}, not a Verdict")
     return verdict
