@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py [MODEL]
 
-Greedy, 64 new tokens for every prompt (no stopping), batches of 1, 16 and 64, prompts of about 32 tokens, the two in turn; the
-median of five runs each and the median of the paired ratios. Needs nothing beyond Strop itself.
+Greedy, 64 new tokens for every prompt (no stopping), batches of 1, 16 and 64, prompts of 32 tokens, the two in turn;
+the median of five runs each and the median of the paired ratios. Needs nothing beyond Strop itself.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ COMPARED = (  # after, its metric, before, its metric
     ("sft", "greedy", "base", "greedy"),
     ("sft", "pass@1@best_t", "base", "pass@1@best_t"),
     ("rl", "greedy", "sft", "greedy"),
+    ("rl", "pass@1", "sft", "pass@1"),
     ("rl", "pass@1", "sft", "pass@1@best_t"),
     ("rl", "pass@1@best_t", "sft", "pass@1@best_t"),
     ("rl", "pass@8", "sft", "pass@8"),

@@ -1,9 +1,7 @@
-"""The Python face: the verbs that `strop.NAME` gives."""
-
-from __future__ import annotations
+"""The Python face: the verbs that `strop.NAME` gives. Training changes a policy that is passed in; `out` saves it."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from strop.types import Prompt, Rollout, Sampling
 __all__ = ["evaluate", "load", "rl", "run", "sample", "sft", "task"]
 
 Model = Policy | str | Path
+Rows = str | Path | Iterable[Mapping[str, Any]]
 
 
 def load(name: str | Path, device: str = "cpu", dtype: str = "float32") -> Policy:
@@ -45,40 +44,24 @@ def sample(
     return _policy(model).sample(questions, Sampling(temperature, top_p, max_tokens, seed=seed), n)
 
 
-def sft(
-    model: Model, rows: str | Path | Iterable[Mapping[str, Any]], out: str | Path | None = None, seed: int = 0,
-    **settings: Any,
-) -> Policy:  # fmt: skip
-    """Fine-tune on rows with `messages`, or `prompt` and `completion`: a file's, or your own.
-
-    Returns the trained policy; a policy that is passed in is trained in place. `out` saves it. Settings are those of a
-    recipe's sft stage.
-    """
+def sft(model: Model, rows: Rows, out: str | Path | None = None, seed: int = 0, **settings: Any) -> Policy:
+    """Fine-tune, in place, on rows with `messages`, or `prompt` and `completion`; settings are an sft stage's."""
     policy, config = _policy(model), _config(_sft.SFTConfig, settings)
     name, given = (str(rows), read_rows(rows)) if isinstance(rows, str | Path) else ("row", rows)
     conversations = [conversation(row, f"{name}:{i}") for i, row in enumerate(given, 1)]
-    with tempfile.TemporaryDirectory() as traces:
-        _sft.sft(policy, conversations, config, Stage(Path(traces), seed))
-    return _saved(policy, out)
+    return _trained(policy, out, seed, lambda stage: _sft.sft(policy, conversations, config, stage))
 
 
 def rl(model: Model, task: Task, out: str | Path | None = None, seed: int = 0, **settings: Any) -> Policy:
-    """Reinforcement learning on a task's training prompts, rewards being its verdicts.
-
-    Returns the trained policy; a policy that is passed in is trained in place. `out` saves it. Settings are those of a
-    recipe's rl stage.
-    """
+    """Reinforcement learning, in place, on a task's training prompts and verdicts; settings are an rl stage's."""
     policy, config = _policy(model), _config(_rl.RLConfig, settings)
     prompts = task.prompts("dev")[:64] if config.kl_coef else []
     probe = KLProbe(policy.copy(), prompts, config.max_tokens) if prompts else None
-    with tempfile.TemporaryDirectory() as traces:
-        _rl.rl(policy, task, config, Stage(Path(traces), seed), probe)
-    return _saved(policy, out)
+    return _trained(policy, out, seed, lambda stage: _rl.rl(policy, task, config, stage, probe))
 
 
 def evaluate(model: Model, task: Task, seed: int = 0, **settings: Any) -> evals.Evaluation:
-    """Greedy and sampled accuracy with intervals; `.rows(name, seed)` gives the result rows. Settings are those of a
-    recipe's `evaluate` entry."""
+    """Accuracy with intervals; `.rows(name, seed)` gives rows. Settings are those of a recipe's `evaluate` entry."""
     return evals.evaluate(_policy(model), task, _config(evals.EvalConfig, {"task": task.name, **settings}), seed)
 
 
@@ -98,7 +81,9 @@ def _config(kind: Any, settings: Mapping[str, Any]) -> Any:
         raise StropError(explain(error, kind, kind.__name__)) from error
 
 
-def _saved(policy: Policy, out: str | Path | None) -> Policy:
+def _trained(policy: Policy, out: str | Path | None, seed: int, train: Callable[[Stage], Any]) -> Policy:
+    with tempfile.TemporaryDirectory() as traces:
+        train(Stage(Path(traces), seed))
     if out is not None:
         policy.save(Path(out))
     return policy

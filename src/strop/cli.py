@@ -1,7 +1,5 @@
 """The command line. `strop run quickstart` is the place to start."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -53,11 +51,10 @@ def run(
     from strop.recipe.config import load_recipe
     from strop.recipe.show import Console
 
-    loaded = load_recipe(recipe, set)
     if dry_run:
-        runner.dry_run(loaded, Console())
+        runner.dry_run(load_recipe(recipe, set), Console())
     else:
-        runner.run(loaded, out, Console())
+        runner.run(load_recipe(recipe, set), out, Console())
 
 
 @app.command("eval")
@@ -79,8 +76,7 @@ def eval_command(
     settings = {"n": limit, "samples": samples, "max_tokens": max_tokens, "split": split, "temperatures": []}
     rows = evaluate(load(model), problems, seed, **settings).rows(model, seed)
     if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
+        typer.echo("\n".join(map(json.dumps, rows)))
         return
     typer.echo(f"{model} on {problems.name}, {split}, n = {rows[0]['n']}")
     typer.echo(f"{'metric':<14}{'extraction':<12}{'value':>7}   {'95 % interval':<16}{'truncated':>9}{'invalid':>9}")
@@ -106,10 +102,9 @@ def sample_command(
     """Ask a model; --json adds token ids, log-probabilities, the reason to finish, and the cost."""
     from strop.api import load, sample
 
-    policy = load(model)
+    policy, text = load(model), sys.stdin.read() if prompt == "-" else prompt
     if raw:
         policy.renderer = policy.renderer.raw()
-    text = sys.stdin.read() if prompt == "-" else prompt
     for rollout in sample(policy, text, n, temperature, top_p, max_tokens, seed)[0]:
         told: dict[str, Any] = {"text": rollout.text, "tokens": rollout.completion_ids, "logprobs": rollout.logprobs}
         told |= {"finish": rollout.finish, "ledger": rollout.ledger.as_dict()}
@@ -133,8 +128,7 @@ def doctor() -> None:
     from strop.recipe.machine import available_cores
     from strop.recipe.store import home
 
-    policy = load("strop-nano")
-    [[rollout]] = sample(policy, "What is 17 + 25?")
+    [[rollout]] = sample(policy := load("strop-nano"), "What is 17 + 25?")
     drift = max(abs(a - b) for a, b in zip(policy.score([rollout])[0], rollout.logprobs, strict=True))
     facts = {"strop": strop.__version__, "python": platform.python_version(), "torch": torch.__version__}
     facts |= {"cores": str(available_cores()), "store": str(home())}
@@ -169,9 +163,8 @@ def tasks_validate(name: TaskName, data: Data = None, limit: Positive = 100) -> 
     from strop.tasks import validate
 
     wrong = validate(_find_task(name, data), limit=limit)
-    for line in wrong[:20]:
-        typer.echo(line, err=True)
     if wrong:
+        typer.echo("\n".join(wrong[:20]), err=True)
         raise StropError(f"task {name}: {len(wrong)} checks failed")
     typer.echo(f"task {name}: sound")
 

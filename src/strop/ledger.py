@@ -7,13 +7,8 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(frozen=True)
 class Ledger:
-    """Cost of a query, a step or a stage.
-
-    Tokens are executed tokens: `prompt_tokens` were run through the model, `cached_tokens`
-    were taken from a fork's shared prompt instead, so their sum is the logical prompt.
-    `flops` is 2 per parameter and token forward, 6 for a training token, attention included
-    (Kaplan et al. 2020, section 2.1).
-    """
+    """Cost of a query, step or stage. `cached_tokens` came from a fork's prompt, `prompt_tokens` were run; `flops` is 2
+    per parameter and token forward, 6 in training, attention included (Kaplan et al. 2020, section 2.1)."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -47,8 +42,5 @@ class Budget:
 
     def exceeded(self, spent: Ledger) -> str | None:
         """The name of the first capped entry that `spent` has reached, else None."""
-        for f in fields(self):
-            cap = getattr(self, f.name)
-            if cap is not None and getattr(spent, f.name) >= cap:
-                return f.name
-        return None
+        caps = {name: cap for name, cap in asdict(self).items() if cap is not None}
+        return next((name for name, cap in caps.items() if getattr(spent, name) >= cap), None)

@@ -1,7 +1,5 @@
 """The seams: what a sampler, a scorer and a task promise, whoever implements them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,11 +23,9 @@ class Sampler(Protocol):
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[str, Rollout]]:
         """Yield (request id, rollout) in completion order, n of them per request."""
-        ...
 
     def update_weights(self, tensors: Mapping[str, Any], version: int) -> None:
         """Take new weights; rollouts from now on carry `version`."""
-        ...
 
 
 @runtime_checkable
@@ -38,7 +34,6 @@ class Scorer(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """The log-probability of each of the policy's own tokens, per rollout."""
-        ...
 
 
 @runtime_checkable
@@ -49,12 +44,9 @@ class Task(Protocol):
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """All prompts of `train`, `dev` or `test`; the same ones in the same order, always."""
-        ...
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """Judge an answer."""
-        ...
 
     def gold(self, prompt: Prompt) -> str:
         """An answer that `verify` gives 1."""
-        ...

@@ -1,7 +1,5 @@
 """Intervals and differences. Plain arithmetic on counts and arrays; knows nothing of models."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,19 +28,13 @@ def wilson(successes: float, n: float) -> Interval:
 
 
 def clustered(rates: Sequence[float], samples: int) -> Interval:
-    """Interval of a mean over prompts, each prompt's rate being over `samples` draws.
-
-    Draws of one prompt are not independent, so the prompt is the cluster: its standard error
-    gives an effective sample size for Wilson's interval (never below the number of prompts
-    nor above the number of draws).
-    """
+    """Wilson's interval of a mean over prompts, clusters of `samples` draws; their standard error sets its n."""
     x = np.asarray(rates, float)
     if len(x) == 0:
         return wilson(0, 0)
     p, n = float(x.mean()), len(x)
     variance = float(x.var(ddof=1)) / n if n > 1 else 0.0
-    effective = p * (1 - p) / variance if variance > 0 else n
-    effective = min(max(effective, n), n * samples)
+    effective = min(max(p * (1 - p) / variance if variance > 0 else n, n), n * samples)
     return wilson(p * effective, effective)
 
 
@@ -61,8 +53,7 @@ def paired_difference(after: Sequence[float], before: Sequence[float], draws: in
     if len(d) == 0:
         return Interval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(0)
-    means = np.concatenate(
-        [d[rng.integers(0, len(d), (min(500, draws), len(d)))].mean(1) for _ in range(max(1, draws // 500))]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
+    shape, rounds = (min(500, draws), len(d)), max(1, draws // 500)
+    means = [d[rng.integers(0, len(d), shape)].mean(1) for _ in range(rounds)]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(d.mean()), float(low), float(high))

@@ -1,8 +1,5 @@
-"""The nouns. Frozen, plain Python and numpy: this module knows nothing of torch, models or files.
-
-Axis legend used in the package: B rows of a batch, T tokens of a row, N selected tokens, V vocabulary, D hidden size,
-H heads, L layers; G groups (prompts), S samples of a group.
-"""
+"""The nouns: frozen, plain Python and numpy. Axes are B rows of a batch, T tokens of a row, N selected tokens,
+V vocabulary, D hidden size, H heads, L layers; G groups (prompts), S samples of a group."""
 
 from __future__ import annotations
 
@@ -45,8 +42,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question put to a policy. `answer` is the gold in the task's own form; `extras` holds what else its verifier
-    needs. `id` hashes the messages alone, so a question keeps its id whatever file or row it came from."""
+    """A question with its gold `answer` and what else its verifier needs; `id` hashes the messages, not file or row."""
 
     messages: tuple[Message, ...]
     task: str = ""
@@ -56,7 +52,6 @@ class Prompt:
 
     @classmethod
     def user(cls, text: str, **fields: Any) -> Prompt:
-        """A prompt of one user message."""
         return cls(messages=(Message("user", text),), **fields)
 
     @cached_property
@@ -77,11 +72,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange: the ids that were appended, and the ids the policy then wrote.
-
-    `logprobs` are the model's own at the sampling temperature (at 1 for greedy); `behavior_logprobs` those of the
-    filtered distribution that was drawn from, None where no filter made them differ. `version` counts weight updates.
-    """
+    """One exchange: ids appended, then ids written by the policy at weight `version`. `logprobs` are the model's own at
+    the sampling temperature (1 for greedy), `behavior_logprobs` those of the filtered distribution where it differs."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -92,8 +84,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled, id for id: its tokens are never made again from text. `text` is the completion decoded for
-    judges and people; `template_hash` says which chat template made the prompt's ids."""
+    """What was sampled, id for id: `text`, decoded for judges and people, is never made into tokens again."""
 
     prompt: Prompt
     turns: tuple[Turn, ...]
@@ -106,12 +97,10 @@ class Rollout:
 
     @property
     def ids(self) -> list[int]:
-        """Every token of the conversation, in order."""
         return [i for turn in self.turns for i in (*turn.prompt_ids, *turn.completion_ids)]
 
     @property
     def authors(self) -> list[Author]:
-        """Who wrote each token of `ids`."""
         lengths = [(len(turn.prompt_ids), len(turn.completion_ids)) for turn in self.turns]
         return [a for p, c in lengths for a in (*[Author.USER] * p, *[Author.POLICY] * c)]
 
@@ -121,14 +110,12 @@ class Rollout:
 
     @property
     def logprobs(self) -> list[float]:
-        """Log-probabilities of the policy's own tokens, in order."""
         return [x for turn in self.turns for x in turn.logprobs]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A text-only answer from an endpoint that gives no token ids: it can be judged, stored and made into SFT rows,
-    and by its type it can't enter a policy gradient."""
+    """A text-only answer from an endpoint without token ids: by its type it can't enter a policy gradient."""
 
     prompt: Prompt
     text: str
@@ -153,7 +140,6 @@ class Verdict:
 
     @classmethod
     def unjudged(cls, reason: str) -> Verdict:
-        """No judgement could be made, for this reason."""
         return cls(correctness=None, invalid=reason)
 
 
@@ -180,11 +166,8 @@ class Reward:
 
 @dataclass(frozen=True, eq=False)
 class Datum:
-    """What the training loop eats: one row of tokens and what an objective needs per token.
-
-    ids, targets: int64 [T], targets[t] being the token after ids[t]. fields: float32 [T], aligned with targets; there
-    is always a `weight`, and a target of weight 0 is not learnt. Rows of one `group` stay in one micro-batch.
-    """
+    """A training row. ids, targets: int64 [T], targets[t] following ids[t]. fields: float32 [T] per target, always with
+    a `weight`; a target of weight 0 is not learnt. Rows of one `group` stay in one micro-batch."""
 
     ids: np.ndarray
     targets: np.ndarray
@@ -195,8 +178,7 @@ class Datum:
     def from_tokens(
         cls, tokens: Sequence[int], weight: Sequence[float], group: int | None = None, **fields: Any
     ) -> Datum:
-        """Shift a row of T+1 tokens into T predictions. `weight` and each further field (scalars are spread) say what
-        predicting each of the T+1 tokens carries; the first is never predicted."""
+        """Shift a row of T+1 tokens, with a `weight` and fields for each (scalars are spread), into T predictions."""
         given = {"weight": weight, **fields}
         shifted = {n: np.broadcast_to(np.asarray(v, np.float32), len(tokens))[1:] for n, v in given.items()}
         array = np.asarray(tokens, np.int64)
@@ -208,5 +190,4 @@ class Datum:
 
 def content_hash(value: Any) -> str:
     """A short, stable hash of plain JSON-able data (dataclasses are written as dicts)."""
-    text = json.dumps(value, sort_keys=True, default=asdict)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=asdict).encode()).hexdigest()[:16]

@@ -1,7 +1,5 @@
 """Rows from JSONL or Parquet files, with the file and line in every complaint."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

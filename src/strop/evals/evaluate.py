@@ -1,11 +1,8 @@
 """Sample, score, report: a policy's accuracy on a task, greedy and sampled, with intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,9 +31,7 @@ class EvalConfig(BaseModel):
     n: int = Field(600, gt=0, description="prompts at most")
     samples: int = Field(8, gt=0, description="samples per prompt at temperature 1; pass@k for k = samples")
     max_tokens: int = Field(96, gt=0)
-    temperatures: list[float] = Field(
-        [0.3, 0.6, 1.0], description="candidates for the model's own best temperature; none: not looked for"
-    )
+    temperatures: list[float] = Field([0.3, 0.6, 1.0], description="candidates for the best one; none: not looked for")
     tune_n: int = Field(200, gt=0, description="dev prompts that the best temperature is chosen on")
 
 
@@ -52,18 +47,15 @@ class Evaluation:
     ledger: Ledger
 
     def rates(self, metric: str, extraction: str) -> list[float]:
-        """A number per prompt: its mean score, or for pass@k whether any sample is right (Chen et al. 2021's unbiased
-        estimate). Invalid verdicts are left out; a prompt without a valid one is NaN."""
-        out = []
-        for group in self.draws[metric]:
-            scores = [s for s in (j.score(extraction) for j in group) if s is not None]
-            if not scores:
-                out.append(math.nan)
-            elif metric in ("greedy", "pass@1", "pass@1@best_t"):
-                out.append(sum(scores) / len(scores))
-            else:
-                out.append(pass_at_k(sum(s == 1 for s in scores), len(scores), len(scores)))
-        return out
+        """A number per prompt, of valid verdicts (none: NaN): its mean score, or pass@k as in Chen et al. 2021."""
+
+        def rate(scores: list[float]) -> float:
+            if metric in ("greedy", "pass@1", "pass@1@best_t"):
+                return sum(scores) / len(scores)
+            return pass_at_k(sum(s == 1 for s in scores), len(scores), len(scores))
+
+        valid = [[s for j in group if (s := j.score(extraction)) is not None] for group in self.draws[metric]]
+        return [rate(scores) if scores else math.nan for scores in valid]
 
     def interval(self, metric: str, extraction: str) -> Interval:
         """Wilson's interval; where a prompt has several draws, it is the cluster."""
@@ -77,39 +69,32 @@ class Evaluation:
         for metric, extraction in ((m, e) for m in self.draws for e in EXTRACTIONS):
             value, low, high = self.interval(metric, extraction)
             judged = [j for group in self.draws[metric] for j in group]
+            truncated = sum(j.rollout.finish == "length" for j in judged) / len(judged)
+            invalid = sum(j.verdict.invalid is not None for j in judged)
             row = {"model": model, "task": self.task, "split": self.suite["split"], "n": len(self.prompts)}
             row |= {"metric": metric, "value": value if value == value else None, "low": low, "high": high}
             row |= {"extraction": extraction, "seed": seed, "suite_hash": content_hash(self.suite)}
-            row["truncated"] = sum(j.rollout.finish == "length" for j in judged) / len(judged)
-            row["invalid"] = sum(j.verdict.invalid is not None for j in judged)
-            row["temperature"] = self.temperatures[metric]
-            out.append(row)
+            out.append(row | {"truncated": truncated, "invalid": invalid, "temperature": self.temperatures[metric]})
         return out
 
 
 def evaluate(
     policy: Policy, task: Task, config: EvalConfig, seed: int = 0, progress: Callable[[int], None] = lambda new: None
 ) -> Evaluation:
-    """Sample `task` greedily, at temperature 1 and at the policy's own best temperature, and judge.
-
-    The best temperature is chosen on `dev` prompts by strict pass@1, never on the ones reported. Raises StropError when
-    the split has no prompts or over 5 % of the verdicts are invalid.
-    """
+    """Sample `task` greedily, at temperature 1 and at the policy's own best (by strict pass@1 on `dev`), and judge.
+    Raises StropError when the split has no prompts or over 5 % of the verdicts are invalid."""
     prompts = list(task.prompts(config.split))[: config.n]
     if not prompts:
         raise StropError(f"task {task.name}: split {config.split!r} has no prompts")
     spent: list[Ledger] = []
 
     def run(asked: Sequence[Prompt], temperature: float, n: int, place: int) -> list[list[Judged]]:
-        # `place` keeps the draws of different temperatures apart.
-        draws = SEED + (seed << 30) + (place << 22)
+        draws = SEED + (seed << 30) + (place << 22)  # `place` keeps the draws of different temperatures apart
         sampling = Sampling(temperature, max_tokens=config.max_tokens, seed=draws)
-        groups = policy.sample(asked, sampling, n)
-        judged = judge_all(task, [r for group in groups for r in group])
+        judged = judge_all(task, [r for group in policy.sample(asked, sampling, n) for r in group])
         spent.extend(j.rollout.ledger for j in judged)
         progress(len(judged))
-        each = iter(judged)
-        return [list(islice(each, n)) for _ in groups]
+        return [judged[i : i + n] for i in range(0, len(judged), n)]
 
     sampled = run(prompts, 1.0, config.samples, 1)
     draws = {"greedy": run(prompts, 0.0, 1, 0), "pass@1": sampled}
@@ -128,5 +113,5 @@ def evaluate(
 
 def mean_score(groups: Sequence[Sequence[Judged]]) -> float:
     """Mean strict score of the valid verdicts; 0 where there are none."""
-    scores = [s for group in groups for s in (j.score("strict") for j in group) if s is not None]
+    scores = [s for group in groups for j in group if (s := j.score("strict")) is not None]
     return sum(scores) / max(1, len(scores))

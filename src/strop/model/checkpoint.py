@@ -1,7 +1,5 @@
 """Hugging Face model directories in and out: config.json and safetensors, by Hugging Face's names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
@@ -21,9 +19,7 @@ BUNDLED = Path(__file__).parent.parent / "assets"
 
 def locate(name: str | Path) -> Path:
     """The directory of a model: a bundled name, a path, or a hub id (downloaded, safetensors only)."""
-    bundled, path = BUNDLED / name, Path(name)
-    if (bundled / "config.json").exists():
-        return bundled
+    path = BUNDLED / name if (BUNDLED / name / "config.json").exists() else Path(name)
     if path.is_dir():
         return path
     if path.exists():
@@ -59,13 +55,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """The weights of a directory: model.safetensors, else the shards that model.safetensors.index.json lists, else
-    every *.safetensors. Raises StropError where there are none."""
-    index = directory / "model.safetensors.index.json"
+    """Weights: model.safetensors, else the shards of its index, else every *.safetensors. StropError for none."""
     names = {path.name for path in directory.glob("*.safetensors")}
     if "model.safetensors" in names:
         names = {"model.safetensors"}
-    elif index.exists():
+    elif (index := directory / "model.safetensors.index.json").exists():
         names = set(read_json(index).get("weight_map", {}).values())
     if not names:
         raise StropError(f"{directory}: no *.safetensors weights (other formats are not read)")
@@ -79,8 +73,7 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def load_decoder(directory: Path, device: str = "cpu", dtype: str = "float32") -> Decoder:
-    """Build the decoder that config.json describes and give it the directory's weights, in fp32; `dtype` bfloat16
-    computes under autocast. Raises StropError for any other."""
+    """A directory's decoder, weights fp32; `dtype` bfloat16 computes under autocast. Raises StropError for others."""
     if dtype not in AUTOCAST:
         raise StropError(f"dtype {dtype!r} is not supported; use {' or '.join(AUTOCAST)}")
     shape, tensors = Shape.from_hf(read_config(directory)), read_tensors(directory)
@@ -94,8 +87,7 @@ def load_decoder(directory: Path, device: str = "cpu", dtype: str = "float32") -
 
 
 def assign(decoder: Decoder, tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Copy tensors into the decoder by name; rotary tables and a tied head's copy are passed over. Raises StropError,
-    before anything is copied, on a missing, unexpected or misshapen one."""
+    """Copy tensors in by name. Raises StropError, before any is copied, for a missing, unexpected or misshapen one."""
     own = dict(decoder.named_parameters())
     extra = {name for name in tensors.keys() - own.keys() if not name.endswith("rotary_emb.inv_freq")}
     if decoder.shape.tied:

@@ -1,14 +1,8 @@
-"""One decoder for the Llama family: Llama, Mistral, SmolLM, Qwen2 and Qwen3 by configuration.
-
-It knows weights, positions and a key-value cache. It knows nothing of tokens' meaning, of sampling or of losses. Module
-names are Hugging Face's, so checkpoints load and save by name.
-"""
-
-from __future__ import annotations
+"""One decoder for the Llama family: Llama, Mistral, SmolLM, Qwen2 and Qwen3 by config, under Hugging Face's names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +42,7 @@ class Shape:
     qk_norm: bool
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Shape:
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read a `config.json`. Raises StropError for an architecture this decoder is not."""
         family = config.get("model_type")
         if family not in DEFAULTS:
@@ -57,8 +51,7 @@ class Shape:
             raise StropError(f"config.json has no {missing[0]!r}")
         config = {**DEFAULTS[family], **config}
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
+        if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
             raise StropError(f"RoPE scaling {rope_type!r} is not supported yet")
         context = config["max_position_embeddings"]
         slides = family == "mistral" or config.get("use_sliding_window")
@@ -68,22 +61,14 @@ class Shape:
             raise StropError(f"activation {config['hidden_act']!r} is not supported; only silu")
         heads, bias = config["num_attention_heads"], bool(config.get("attention_bias"))
         return cls(
-            vocab=config["vocab_size"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            norm_eps=config.get("rms_norm_eps", 1e-6),
+            vocab=config["vocab_size"], hidden=config["hidden_size"], intermediate=config["intermediate_size"],
+            layers=config["num_hidden_layers"], heads=heads, kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads, max_positions=context,
             rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
-            max_positions=context,
-            tied=bool(config.get("tie_word_embeddings")),
-            qkv_bias=bias or family == "qwen2",
-            output_bias=bias and family != "qwen2",
-            mlp_bias=bool(config.get("mlp_bias")),
-            qk_norm=family == "qwen3",
-        )
+            norm_eps=config.get("rms_norm_eps", 1e-6), tied=bool(config.get("tie_word_embeddings")),
+            qkv_bias=bias or family == "qwen2", output_bias=bias and family != "qwen2",
+            mlp_bias=bool(config.get("mlp_bias")), qk_norm=family == "qwen3",
+        )  # fmt: skip
 
     @property
     def matrix_parameters(self) -> int:
@@ -93,17 +78,14 @@ class Shape:
 
     def forward_flops(self, tokens: int, context: float) -> float:
         """FLOPs of `tokens` forward passes that attend to `context` tokens on average."""
-        attention = 4 * self.layers * self.heads * self.head_dim * context
-        return tokens * (2.0 * self.matrix_parameters + attention)
+        return tokens * (2.0 * self.matrix_parameters + 4 * self.layers * self.heads * self.head_dim * context)
 
 
 class KVCache:
-    """Keys and values of `slots` sequences of up to `length` tokens, in static buffers
-    [L, slots, kv_heads, length, head_dim]."""
+    """Keys and values of sequences in static buffers [layers, slots, kv_heads, length, head_dim]."""
 
     def __init__(self, shape: Shape, slots: int, length: int, device: torch.device, dtype: torch.dtype):
-        size = (shape.layers, slots, shape.kv_heads, length, shape.head_dim)
-        self.slots = slots
+        self.slots, size = slots, (shape.layers, slots, shape.kv_heads, length, shape.head_dim)
         self.keys, self.values = (torch.zeros(size, device=device, dtype=dtype) for _ in range(2))
 
     def copy(self, source: int, targets: list[int], length: int) -> None:
@@ -124,7 +106,7 @@ class CacheView:
     mask: Tensor  # bool [B, 1, T, length]
 
     @classmethod
-    def at(cls, cache: KVCache, slots: Tensor | int, positions: Tensor, length: int) -> CacheView:
+    def at(cls, cache: KVCache, slots: Tensor | int, positions: Tensor, length: int) -> Self:
         """A view of the listed slots, or of the first n where `slots` is a number n."""
         rows = torch.arange(slots, device=positions.device) if isinstance(slots, int) else slots
         mask = (torch.arange(length, device=positions.device) <= positions[:, :, None])[:, None]
@@ -143,8 +125,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
@@ -157,10 +138,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention, causal where no mask is given, grouped where k has fewer heads.
-
-    On a CPU it runs in fp32 whatever the autocast: the bf16 kernel's backward is three times slower.
-    """
+    """Scaled dot-product attention, causal without a mask. In fp32 on a CPU: bf16's backward is three times slower."""
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     with torch.autocast("cpu", enabled=False):
@@ -174,8 +152,7 @@ class Attention(nn.Module):
         self.shape, self.layer = shape, layer
         width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         self.q_proj = nn.Linear(shape.hidden, width, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(shape.hidden, kv_width, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(shape.hidden, kv_width, bias=shape.qkv_bias)
+        self.k_proj, self.v_proj = (nn.Linear(shape.hidden, kv_width, bias=shape.qkv_bias) for _ in range(2))
         self.o_proj = nn.Linear(width, shape.hidden, bias=shape.output_bias)
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
@@ -205,10 +182,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, shape: Shape, layer: int):
         super().__init__()
-        self.self_attn = Attention(shape, layer)
-        self.mlp = MLP(shape)
-        self.input_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
-        self.post_attention_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
+        self.self_attn, self.mlp = Attention(shape, layer), MLP(shape)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(shape.hidden, shape.norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: CacheView | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, view)
@@ -226,29 +201,26 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model. `forward` ends at the final norm; callers apply `lm_head` to the positions they need, so
-    that no [tokens, vocab] tensor is made in vain."""
+    """A causal language model. `forward` ends at the final norm; callers apply `lm_head` where they need it."""
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.shape = shape
         self.autocast: torch.dtype | None = None  # what to compute in, where not in the weights' own dtype
-        self.model = Trunk(shape)
+        self.shape, self.model = shape, Trunk(shape)
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         self.complete()
 
     def complete(self) -> None:
-        """Tie the head and (re)make the rotary tables, fp32 [max_positions, head_dim / 2]: what no checkpoint holds,
-        and what moving from the meta device loses."""
+        """Tie the head and make the rotary tables, fp32 [max_positions, head_dim / 2]: no checkpoint holds them."""
         if self.shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         half = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32) / self.shape.head_dim
         angles = torch.outer(torch.arange(self.shape.max_positions).float(), self.shape.rope_theta**-half)
-        self.register_buffer("cos", angles.cos().to(self.device), persistent=False)
-        self.register_buffer("sin", angles.sin().to(self.device), persistent=False)
+        for name, table in (("cos", angles.cos()), ("sin", angles.sin())):
+            self.register_buffer(name, table.to(self.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -259,11 +231,8 @@ class Decoder(nn.Module):
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def forward(self, ids: Tensor, view: CacheView | None = None) -> Tensor:
-        """Hidden states [B, T, D] after the final norm, for ids int64 [B, T].
-
-        Without a view, rows are whole sequences from position 0, causal; padding goes to the right, where no real token
-        sees it. With a view, tokens continue what its slots hold. Raises StropError for a row longer than the context.
-        """
+        """Hidden states [B, T, D] after the final norm, for ids int64 [B, T]: rows from position 0, padded to the
+        right, or with a view what continues its slots. Raises StropError for a row longer than the context."""
         length = ids.shape[1] if view is None else view.length
         if length > self.shape.max_positions:
             raise StropError(f"a row has {length} tokens; the model's context is {self.shape.max_positions}")

@@ -1,18 +1,11 @@
-"""Messages to tokens with an author per token, and back.
-
-The chat template decides the text. A row is tokenised in pieces cut where the policy starts and stops writing, so that
-the ids of a sampled prompt are always a prefix of the ids of the trained row, whatever the tokenizer would merge across
-the border.
-"""
-
-from __future__ import annotations
+"""Messages to tokens with an author per token, and back. A sampled prompt's ids are a prefix of the trained row's."""
 
 import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from strop.errors import StropError
 from strop.model.checkpoint import read_json
@@ -20,13 +13,11 @@ from strop.types import Author, Message
 
 # What a checkpoint without a chat template is given: plain text, as a base model has read it.
 PLAIN_TEMPLATE = (
-    "{%- for m in messages -%}"
-    "{%- if m.role == 'user' -%}{{ 'Question: ' + m.content + '\\n' }}"
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}{{ 'Question: ' + m.content + '\\n' }}"
     "{%- elif m.role == 'assistant' -%}{{ 'Answer:' }}"
     "{% generation %}{{ ' ' + m.content + eos_token }}{% endgeneration %}{{ '\\n' }}"
     "{%- elif m.role in ('system', 'knowledge') -%}{{ m.content + '\\n' }}"
-    "{%- else -%}{{ raise_exception('the plain template has no role ' + m.role) }}"
-    "{%- endif -%}{%- endfor -%}"
+    "{%- else -%}{{ raise_exception('the plain template has no role ' + m.role) }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}"
 )
 RAW_TEMPLATE = "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
@@ -38,13 +29,11 @@ class Renderer:
     def __init__(self, tokenizer: Any, stop_ids: Sequence[int] = ()):
         if tokenizer.eos_token_id is None:
             raise StropError(f"{tokenizer.name_or_path}: the tokenizer has no eos_token, so nothing can stop")
-        self.tokenizer, self._declared_stops = tokenizer, stop_ids
-        self.without_template = not tokenizer.chat_template
-        if self.without_template:
-            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.tokenizer, self._declared_stops, self.without_template = tokenizer, stop_ids, not tokenizer.chat_template
+        tokenizer.chat_template = tokenizer.chat_template or PLAIN_TEMPLATE
 
     @classmethod
-    def load(cls, directory: Path) -> Renderer:
+    def load(cls, directory: Path) -> Self:
         """Read a model directory's tokenizer, template and stop ids (generation_config.json, config.json)."""
         from transformers import AutoTokenizer
 
@@ -59,11 +48,11 @@ class Renderer:
             stops += eos if isinstance(eos, list) else [] if eos is None else [eos]
         return cls(tokenizer, stops)
 
-    def raw(self) -> Renderer:
+    def raw(self) -> Self:
         """The same tokenizer with no template at all: messages' contents as they stand."""
         tokenizer = deepcopy(self.tokenizer)
         tokenizer.chat_template = RAW_TEMPLATE
-        return Renderer(tokenizer, self.stops)
+        return type(self)(tokenizer, self.stops)
 
     @cached_property
     def template_hash(self) -> str:
@@ -75,9 +64,8 @@ class Renderer:
         """Ids that end a completion: eos, the declared ones, and what the template ends a turn with."""
         talk = [Message("user", "x"), Message("assistant", "probe")]
         said = self._after(self.text(talk[:1], prompt=True), self.text(talk))
-        ends = self.encode(said.rpartition("probe")[2].lstrip())[:1]
         added = self.tokenizer.added_tokens_decoder  # all_special_ids may lack some: Llama 3's <|eot_id|>, say
-        special = [i for i in ends if i in added and added[i].special]
+        special = [i for i in self.encode(said.rpartition("probe")[2].lstrip())[:1] if i in added and added[i].special]
         return tuple(sorted({self.tokenizer.eos_token_id, *self._declared_stops, *special}))
 
     def encode(self, text: str) -> list[int]:
@@ -100,9 +88,8 @@ class Renderer:
         except Exception as error:  # jinja raises whatever a template raises
             roles, reason = ", ".join(m.role for m in messages), " ".join(str(error).split())
             raise StropError(f"the chat template refuses these roles ({roles}): {reason}") from error
-        for message in messages:
-            if message.content.strip() not in rendered:
-                raise StropError(f"the chat template drops the content of a {message.role!r} message")
+        if dropped := [m.role for m in messages if m.content.strip() not in rendered]:
+            raise StropError(f"the chat template drops the content of a {dropped[0]!r} message")
         return rendered
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -110,16 +97,9 @@ class Renderer:
         return self.render(messages, prompt=True)[0]
 
     def render(self, messages: Sequence[Message], prompt: bool = False) -> tuple[list[int], list[Author]]:
-        """Ids of a conversation, up to where the assistant starts to write if `prompt`, and who wrote each. The policy
-        wrote each assistant turn from the end of its generation prompt through its stop token; what the template adds
-        after that (a newline, say) is the user's.
-
-        Raises StropError where rendering turn by turn and at once disagree (a template that rewrites earlier turns),
-        because no prefix could then be trusted.
-        """
-        ids: list[int] = []
-        authors: list[Author] = []
-        done = ""
+        """Ids of a conversation, up to where the assistant starts to write if `prompt`, and who wrote each: the policy
+        from a generation prompt's end through a stop token. Raises StropError for a template that rewrites turns."""
+        ids, authors, done = list[int](), list[Author](), ""
         for i, message in enumerate(messages):
             if message.role == "assistant":
                 before, after = self.text(messages[:i], prompt=True), self.text(messages[: i + 1])
@@ -132,8 +112,7 @@ class Renderer:
         return ids + rest, authors + [Author.USER] * len(rest)
 
     def extend(self, messages: Sequence[Message], new: Sequence[Message]) -> list[int]:
-        """Bridge ids from just after the stop token of `messages`' last turn to the next generation prompt, `new`
-        messages in between: appended, never re-tokenised."""
+        """Ids from just after the stop token of `messages`' last turn to the generation prompt that follows `new`."""
         done = self.text(messages)
         ended = self.encode(done)
         last = max((i for i, token in enumerate(ended) if token in self.stops), default=None)

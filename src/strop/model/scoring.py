@@ -1,10 +1,4 @@
-"""Datums to padded batches, and a decoder's log-probabilities of their targets.
-
-Sampler, scorer and trainer share this one forward, so equal weights give equal log-probs. Rows are padded to the right
-under causal attention: no real token sees padding or another row.
-"""
-
-from __future__ import annotations
+"""Datums to padded batches, and a decoder's log-probabilities of targets. No real token sees padding."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,16 +15,13 @@ from strop.types import Datum
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length T, and their active tokens (weight not 0) flattened to N.
+    """Rows padded to one length T, and their active tokens (weight not 0) flattened to N."""
 
-    ids int64 [B, T]; where int64 [N] into the flattened B·T; row int64 [N]; targets int64 [N]; fields fp32 [N] each.
-    """
-
-    ids: Tensor
-    where: Tensor
-    row: Tensor
-    targets: Tensor
-    fields: dict[str, Tensor]
+    ids: Tensor  # int64 [B, T]
+    where: Tensor  # int64 [N] into the flattened B·T
+    row: Tensor  # int64 [N]
+    targets: Tensor  # int64 [N]
+    fields: dict[str, Tensor]  # fp32 [N] each
 
 
 def collate(datums: Sequence[Datum], device: torch.device) -> Batch:
@@ -41,21 +32,15 @@ def collate(datums: Sequence[Datum], device: torch.device) -> Batch:
         row[: len(d)] = d.ids
 
     def pick(values: Iterable[np.ndarray]) -> Tensor:
-        """The active entries of each row's values."""
         return torch.from_numpy(np.concatenate([v[a] for v, a in zip(values, active, strict=True)])).to(device)
 
-    return Batch(
-        ids=torch.from_numpy(ids).to(device),
-        where=pick(np.arange(ids.size).reshape(ids.shape)),
-        row=pick(np.indices(ids.shape)[0]),
-        targets=pick(d.targets for d in datums),
-        fields={name: pick(d.fields[name] for d in datums) for name in datums[0].fields},
-    )
+    where, owner = pick(np.arange(ids.size).reshape(ids.shape)), pick(np.indices(ids.shape)[0])
+    fields = {name: pick(d.fields[name] for d in datums) for name in datums[0].fields}
+    return Batch(torch.from_numpy(ids).to(device), where, owner, pick(d.targets for d in datums), fields)
 
 
 def micro_batches(datums: Sequence[Datum], max_tokens: int) -> Iterator[list[Datum]]:
-    """Cut rows into batches of at most `max_tokens` padded tokens (one group at least), shortest first so that little
-    is padding, and groups whole."""
+    """Batches of at most `max_tokens` padded tokens (one group at least), shortest first, groups whole."""
     groups: dict[Any, list[Datum]] = {}
     for i, d in enumerate(datums):
         groups.setdefault(("alone", i) if d.group is None else d.group, []).append(d)

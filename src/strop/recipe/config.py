@@ -1,14 +1,12 @@
 """Recipes: YAML to typed configs. A mistake becomes one line with its place and the nearest right word."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from strop.errors import StropError
 from strop.evals.evaluate import EvalConfig
@@ -20,10 +18,8 @@ BUNDLED = Path(__file__).parent.parent / "recipes"
 From = Annotated[str | None, Field(alias="from", description="the stage to start from; else the one before")]
 
 
-class Source(BaseModel):
+class Source(BaseModel, extra="forbid"):
     """Conversations to learn from: a task's demonstrations, or the rows of a file."""
-
-    model_config = ConfigDict(extra="forbid")
 
     task: str | None = Field(None, description="demonstrations of this task's training prompts")
     options: dict = Field(default_factory=dict, description="the task's options")
@@ -50,10 +46,8 @@ class RLStage(RLConfig):
 StageConfig = PretrainStage | SFTStage | RLStage
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, extra="forbid"):
     """A whole run: a model, stages, and what to measure after each."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field("run", pattern=r"^[\w.-]+$")
     model: str | None = Field(None, description="strop-nano, a model directory or a hub id; none to start fresh")
@@ -66,22 +60,18 @@ class Recipe(BaseModel):
 
     def parent(self, stage: str) -> str | None:
         """The stage that `stage` starts from: the named one, else the one before, else the model as `base`."""
-        names = ["base", *self.stages] if self.model else list(self.stages)
-        before = names[: names.index(stage)]
-        return self.stages[stage].from_ or (before[-1] if before else None)
+        names = ["base" if self.model else None, *self.stages]
+        return self.stages[stage].from_ or names[names.index(stage) - 1]
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a bundled recipe by name or a YAML file by path, with `a.b=value` overrides applied. Raises StropError
-    naming file, line and the nearest known key."""
-    path = BUNDLED / f"{name}.yaml"
-    path = path if path.exists() else Path(name)
+    """A bundled recipe by name or a YAML file by path, with `a.b=value` overrides. A StropError names the line."""
+    path = bundled if (bundled := BUNDLED / f"{name}.yaml").exists() else Path(name)
     if not path.is_file():
-        bundled = sorted(p.stem for p in BUNDLED.glob("*.yaml"))
-        raise StropError(f"{name}: no such recipe; {nearest(str(name), bundled)}")
+        known = sorted(p.stem for p in BUNDLED.glob("*.yaml"))
+        raise StropError(f"{name}: no such recipe; {nearest(str(name), known)}")
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        tree = yaml.safe_load(text := path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or no such date
         mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error)).splitlines()[0]
         raise StropError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {problem}") from error
@@ -131,15 +121,15 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def explain(error: ValidationError, model: type[BaseModel], path: Path | str, text: str = "") -> str:
     """The first validation error as one line: file, line, key and mend."""
     first = error.errors()[0]
-    loc = first["loc"]
+    loc, message = first["loc"], first["msg"]
     # pydantic puts the stage's kind into the path; the user wrote no such key there.
     place = [p for i, p in enumerate(loc) if not (i == 2 and loc[0] == "stages")]
-    where, last = ".".join(map(str, place)), str(place[-1])
-    message = first["msg"]
-    if first["type"] in ("extra_forbidden", "missing"):
-        where = ".".join(map(str, place[:-1]))
-        unknown = f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
-        message = f"{last!r} is required" if first["type"] == "missing" else unknown
+    *above, last = map(str, place)
+    where = ".".join([*above, last])
+    if first["type"] == "missing":
+        where, message = ".".join(above), f"{last!r} is required"
+    elif first["type"] == "extra_forbidden":
+        where, message = ".".join(above), f"unknown key {last!r}; {nearest(last, known_keys(model, loc))}"
     elif first["type"] == "union_tag_not_found":
         message = f"{first['ctx']['discriminator']} is required"
     elif not isinstance(first["input"], dict | list):

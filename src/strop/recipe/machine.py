@@ -1,7 +1,5 @@
 """What a run computes on, and the settings that make it repeat to the bit."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -21,7 +19,7 @@ class Machine:
     threads: int
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Machine:
+    def of(cls, recipe: Recipe) -> "Machine":
         """What a recipe asks for, on this machine."""
         found = _has_cuda()
         if recipe.device == "cuda" and not found:
@@ -54,12 +52,10 @@ def _has_cuda() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to reuse freed memory rather than return it to the system: the page faults of getting it back cost a
-    training step 7 to 29 % (measured). No effect on other C libraries."""
+    """Tell glibc not to give freed memory back: regaining it cost a training step 7 to 29 % (measured)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    for setting, value in ((mmap_threshold, 1 << 30), (trim_threshold, (1 << 31) - 1), (top_pad, 64 << 20)):
+    for setting, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20)):  # mmap and trim thresholds, top pad
         mallopt(setting, value)

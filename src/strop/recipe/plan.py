@@ -1,7 +1,5 @@
 """From a recipe to its artifacts: the key of every stage and evaluation, and what is still to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,13 +57,11 @@ class Plan:
 
 def make_plan(recipe: Recipe) -> Plan:
     """Hash the inputs of every stage. Loads no model and runs nothing."""
-    machine = Machine.of(recipe)
-    common = [recipe.seed, asdict(machine)]
+    common = [recipe.seed, asdict(machine := Machine.of(recipe))]
     probe = with_file_hashes([e.model_dump(include={"task", "data", "options", "max_tokens"}) for e in recipe.evaluate])
     stages: dict[str, PlannedStage] = {}
     if recipe.model is not None:
-        directory = locate(recipe.model)
-        key = content_hash([VERSIONS["base"], directory_hash(directory)])
+        key = content_hash([VERSIONS["base"], directory_hash(directory := locate(recipe.model))])
         stages["base"] = PlannedStage("base", "base", None, None, Artifact("base", key), directory)
     for name, config in recipe.stages.items():
         parent = recipe.parent(name)

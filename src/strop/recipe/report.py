@@ -1,9 +1,4 @@
-"""The run report: one HTML file that says what every stage bought and what it cost.
-
-Knows nothing of models or training. What was not measured is None, and a dash on the page (`report.html.j2`).
-"""
-
-from __future__ import annotations
+"""The run report: one HTML file that says what every stage bought and what it cost; a dash is what was not measured."""
 
 import math
 import re
@@ -11,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, ValidationError
 
@@ -117,14 +112,11 @@ def write_report(directory: Path) -> Path:
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page.globals |= {"curves": curves, "axis": axis}
-    text = page.get_template("report.html.j2").render(
-        results=results,
-        estimates=index(results.evaluations + results.comparisons),
-        samples={name: read_samples(directory / "samples" / f"{name}.jsonl") for name in results.stages},
-        traces={name: read_traces(directory / "metrics" / f"{name}.jsonl") for name in results.stages},
-        recipe=recipe.read_text(encoding="utf-8") if recipe.exists() else None,
-    )
-    path.write_text(text, encoding="utf-8")
+    told: dict[str, Any] = {"results": results, "estimates": index(results.evaluations + results.comparisons)}
+    told["samples"] = {name: read_samples(directory / "samples" / f"{name}.jsonl") for name in results.stages}
+    told["traces"] = {name: read_traces(directory / "metrics" / f"{name}.jsonl") for name in results.stages}
+    told["recipe"] = recipe.read_text(encoding="utf-8") if recipe.exists() else None
+    path.write_text(page.get_template("report.html.j2").render(told), encoding="utf-8")
     return path
 
 
@@ -140,8 +132,7 @@ def checking(path: Path) -> Iterator[None]:
 
 def index(rows: Sequence[Estimate]) -> dict[tuple[str | None, ...], Estimate]:
     """Rows by what they measure. The second suite of a task, one with other options, is renamed 'task (2)'."""
-    suites: dict[str, dict[str, int]] = {}
-    out: dict[tuple[str | None, ...], Estimate] = {}
+    suites, out = dict[str, dict[str, int]](), dict[tuple[str | None, ...], Estimate]()
     for row in rows:
         known = suites.setdefault(row.task, {})
         nth = known.setdefault(row.suite_hash, len(known) + 1)

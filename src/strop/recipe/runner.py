@@ -1,7 +1,5 @@
 """Run a recipe: do what the store lacks, then lay out the run directory with its report."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -29,10 +27,8 @@ SAMPLES_SHOWN = 12  # per evaluation and manner of sampling, in the report's bro
 
 
 def run(recipe: Recipe, out: Path | None = None, console: Console | None = None) -> Path:
-    """Bring `out` (runs/NAME if not given) up to date with the recipe and return it. Only what the store lacks is
-    computed; a killed run goes on from its last saved step."""
-    console, out = console or Console(), out or Path("runs") / recipe.name
-    plan = make_plan(recipe)
+    """Bring `out` (runs/NAME if not given) up to date with the recipe and return it: do only what the store lacks."""
+    console, out, plan = console or Console(), out or Path("runs") / recipe.name, make_plan(recipe)
     if not plan.done:
         plan.machine.prepare()
         for stage in plan.stages.values():
@@ -70,10 +66,9 @@ def answers(result: Evaluation) -> list[dict[str, Any]]:
         row = {"id": prompt.id, "row": prompt.row, "question": prompt.messages[-1].content, "gold": prompt.answer}
         row["extras"] = dict(prompt.extras)
         # pass@k is made of pass@1's draws, and so may be the best temperature's: each stands once.
-        kept = {m: d for m, d in result.draws.items() if m == "pass@1" or d is not result.draws["pass@1"]}
+        kept = {m: d[i] for m, d in result.draws.items() if m == "pass@1" or d is not result.draws["pass@1"]}
         for metric, draws in kept.items():
-            told = [(j.rollout, j.verdict) for j in draws[i]]
-            row[metric] = [{"text": r.text, "finish": r.finish, **asdict(v)} for r, v in told]
+            row[metric] = [{"text": j.rollout.text, "finish": j.rollout.finish, **asdict(j.verdict)} for j in draws]
         out.append(row)
     return out
 
@@ -105,17 +100,13 @@ def collect(plan: Plan) -> dict[str, Any]:
     spent: dict[str, Ledger] = {}
     for (name, _), record in records.items():
         spent[name] = spent.get(name, Ledger()) + Ledger(**record["ledger"])
-    head = {"name": plan.recipe.name, "version": strop.__version__, "model": plan.recipe.model}
-    return {
-        **head,
-        "seed": plan.recipe.seed,
-        **asdict(plan.machine),
-        "stages": stages,
-        # The store knows a model by its key; the rows name the stage as this recipe calls it.
-        "evaluations": [{**row, "model": name} for (name, _), record in records.items() for row in record["rows"]],
-        "comparisons": comparisons(plan, records),
-        "evaluation_ledger": {name: ledger.as_dict() for name, ledger in spent.items()},
-    }
+    recipe = plan.recipe
+    head = {"name": recipe.name, "version": strop.__version__, "model": recipe.model, "seed": recipe.seed}
+    # The store knows a model by its key; the rows name the stage as this recipe calls it.
+    rows = [{**row, "model": name} for (name, _), record in records.items() for row in record["rows"]]
+    told = {**head, **asdict(plan.machine), "stages": stages, "evaluations": rows}
+    told["comparisons"] = comparisons(plan, records)
+    return {**told, "evaluation_ledger": {name: ledger.as_dict() for name, ledger in spent.items()}}
 
 
 def comparisons(plan: Plan, records: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -177,6 +168,5 @@ def dry_run(recipe: Recipe, console: Console) -> None:
         table.add_row(stage.name, stage.kind, stage.artifact.key, state)
     for planned in plan.evals:
         state = "done" if planned.artifact.done else "runs: not in the store"
-        task = recipe.evaluate[planned.index].task
-        table.add_row(f"{planned.stage} on {task}", "eval", planned.artifact.key, state)
+        table.add_row(f"{planned.stage} on {recipe.evaluate[planned.index].task}", "eval", planned.artifact.key, state)
     console.out.print(table)

@@ -1,7 +1,5 @@
 """What a person sees while a recipe runs: progress with throughput and time left, and token previews."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

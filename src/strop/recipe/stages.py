@@ -1,7 +1,5 @@
 """What each kind of stage does with its config: gather its data, train, measure KL, leave a model."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -30,8 +28,7 @@ KL_PROMPTS = 64  # fixed prompts that KL is measured on, spread over the evaluat
 
 def make_task(config: EvalConfig | RLStage | Source) -> Task:
     """The task that a config names, with its options."""
-    data = {} if config.data is None else {"data": config.data}
-    return task(str(config.task), **config.options, **data)
+    return task(str(config.task), **config.options, **({} if config.data is None else {"data": config.data}))
 
 
 def run_stage(planned: PlannedStage, plan: Plan, console: Console) -> None:
@@ -74,8 +71,7 @@ def _train(policy: Policy, config: StageConfig, stage: Stage, probe: KLProbe | N
 
 def _probe(parent: Path, plan: Plan) -> KLProbe | None:
     """KL to the stage's starting point, on dev prompts of every evaluated task."""
-    evals = plan.recipe.evaluate
-    if not evals:
+    if not (evals := plan.recipe.evaluate):
         return None
     share = -(-KL_PROMPTS // len(evals))
     prompts = [prompt for config in evals for prompt in make_task(config).prompts("dev")[:share]]
@@ -87,12 +83,10 @@ def read_source(source: Source) -> list[Sequence[Message]]:
     if source.task is None:
         if source.data is None:
             raise StropError("sft: every source needs `task`, `data`, or both")
-        rows = read_rows(source.data)[: source.rows]
-        return [conversation(row, f"{source.data}:{i}") for i, row in enumerate(rows, 1)]
+        return [conversation(r, f"{source.data}:{i}") for i, r in enumerate(read_rows(source.data)[: source.rows], 1)]
     problems = make_task(source)
     demonstrate = getattr(problems, "demonstrate", problems.gold)
-    prompts = problems.prompts("train")[: source.rows]
-    return [(*prompt.messages, Message("assistant", demonstrate(prompt))) for prompt in prompts]
+    return [(*p.messages, Message("assistant", demonstrate(p))) for p in problems.prompts("train")[: source.rows]]
 
 
 def _text(config: PretrainStage) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """A content-addressed store: what a stage left lies under the hash of everything that went into it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -54,8 +52,8 @@ def file_hash(path: Path) -> str:
     if not path.is_file():
         raise StropError(f"{path}: no such file")
     stat = path.stat()
-    name = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    memo = home() / "hashes" / name
+    name = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()
+    memo = home() / "hashes" / hashlib.sha256(name).hexdigest()[:32]
     if not memo.exists():
         with path.open("rb") as file:
             write_atomically(memo, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,7 +1,4 @@
-"""Draw one token per row from logits. Counter-based randomness: a token depends on its own request's seed and position,
-never on what else is in the batch."""
-
-from __future__ import annotations
+"""Draw one token per row from logits: its request's seed and position decide, never what else is in the batch."""
 
 import torch
 from torch import Tensor
@@ -25,8 +22,7 @@ def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
 
 
 def nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
-    """Renormalised log-probs of the smallest set of tokens whose mass reaches top_p (Holtzman et al. 2020); the others
-    −inf. logprobs [B, V], top_p [B]."""
+    """Log-probs [B, V] of the smallest set whose mass reaches top_p [B] (Holtzman et al. 2020); the others −inf."""
     ordered, index = logprobs.sort(dim=-1, descending=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()
     kept = ordered.masked_fill(before >= top_p[:, None], -torch.inf)
@@ -36,17 +32,12 @@ def nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
 def choose(
     logits: Tensor, temperature: Tensor, top_p: Tensor | None, uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens int64 [B], the model's log-probs [B] at the sampling temperature (1 where greedy), and the filtered
-    distribution's log-probs [B], or None where nothing is filtered.
-
-    logits fp32 [B, V]; temperature [B], 0 being greedy; top_p [B] or None; uniform [B] in (0, 1).
-    Inverse-CDF sampling: torch.multinomial is some thirty times slower on a CPU.
-    """
+    """Tokens int64 [B], the model's log-probs [B] at the temperature (1 where greedy), and the filtered distribution's,
+    None without top_p. logits fp32 [B, V]; temperature, top_p, uniform [B]. torch.multinomial is 30 times slower."""
     greedy = temperature == 0
     logprobs = (logits / temperature.masked_fill(greedy, 1.0)[:, None]).log_softmax(-1)
-    drawn_from = logprobs
-    if top_p is not None:  # a row that filters nothing draws the same token whoever else filters
-        drawn_from = torch.where((top_p < 1)[:, None], nucleus(logprobs, top_p), logprobs)
+    # A row that filters nothing draws the same token whoever else filters.
+    drawn_from = logprobs if top_p is None else torch.where((top_p < 1)[:, None], nucleus(logprobs, top_p), logprobs)
     cdf = drawn_from.exp().cumsum(-1)
     tokens = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
     # Rounding can land a hair past the end of the mass; fall back to the last token that adds any.

@@ -1,10 +1,4 @@
-"""Continuous batching over key-value slots. Token ids in, token ids out: the engine knows nothing of text or tasks.
-
-Active samples always fill slots 0..n-1, so a decode step reads the cache without a copy: when one finishes, the last
-active one moves into its place. A job's samples share one prefill: the first runs the prompt, the others fork its slot.
-"""
-
-from __future__ import annotations
+"""Continuous batching over key-value slots, token ids in and out. Active samples fill slots 0..n-1: no copy to read."""
 
 import time
 from collections import deque
@@ -77,8 +71,7 @@ class Engine:
         self.decoder, self.slots, self.cache_bytes = decoder, slots, cache_bytes
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Sample]:
-        """Yield samples in completion order. Raises StropError for a prompt that leaves no room, and for sampling that
-        can't be."""
+        """Samples in completion order. Raises StropError for a prompt that leaves no room or impossible sampling."""
         context, waiting = self.decoder.shape.max_positions, deque[_Live]()
         for job in jobs:
             length, s = len(job.prompt_ids), job.sampling
@@ -97,11 +90,9 @@ class Engine:
             yield from finished
 
     def _cache(self, samples: Collection[_Live]) -> KVCache:
-        """A cache that fits these samples, whatever was sampled before: else a resumed run would be batched otherwise,
-        and differ in the last bit."""
+        """A cache that fits these samples, whatever came before: else a resumed run would differ in the last bit."""
         shape, dtype = self.decoder.shape, self.decoder.autocast or self.decoder.lm_head.weight.dtype
-        longest = max(x.length + x.limit for x in samples)
-        length = min(-(-longest // 64) * 64, shape.max_positions)
+        length = min(-(-max(x.length + x.limit for x in samples) // 64) * 64, shape.max_positions)
         per_slot = 2 * shape.layers * shape.kv_heads * shape.head_dim * length * dtype.itemsize
         slots = max(1, min(self.slots, self.cache_bytes // per_slot, len(samples)))
         return KVCache(shape, slots, length, self.decoder.device, dtype)
@@ -111,22 +102,16 @@ class _Slots:
     """One stream's samples in progress, by slot, and the cache that holds their tokens."""
 
     def __init__(self, decoder: Decoder, cache: KVCache):
-        self.decoder, self.cache = decoder, cache
-        self.live: list[_Live] = []
+        self.decoder, self.cache, self.live = decoder, cache, list[_Live]()
 
     def admit(self, waiting: deque[_Live]) -> None:
-        """Fill free slots. A prompt already in some slot is forked from it, else prefilled.
-
-        All but the prompt's last token go into the cache: that one is fed to the first decode step, so forks and fresh
-        prompts go on alike.
-        """
+        """Fill free slots: fork a prompt that some slot has, else prefill all but its last token, the first step's."""
         began, first = time.perf_counter(), len(self.live)
         new = [waiting.popleft() for _ in range(min(len(waiting), self.cache.slots - first))]
         if not new:
             return
         self.live += new
-        origins: dict[int, int] = {}
-        forks: dict[int, list[int]] = {}
+        origins, forks = dict[int, int](), dict[int, list[int]]()
         for slot, live in enumerate(self.live):
             origin = origins.setdefault(id(live.job), slot)
             if slot >= first and origin != slot:
@@ -141,18 +126,15 @@ class _Slots:
 
     def _prefill(self, slots: list[int]) -> None:
         """Run all but the last prompt token of these slots, like lengths together."""
-        device = self.decoder.device
-        prompts = {slot: self.live[slot].job.prompt_ids[:-1] for slot in slots}
+        device, prompts = self.decoder.device, {slot: self.live[slot].job.prompt_ids[:-1] for slot in slots}
         slots = sorted(slots, key=lambda slot: len(prompts[slot]))
         while slots:
             fits = sum(n * len(prompts[slot]) <= PREFILL_TOKENS for n, slot in enumerate(slots, 1))
             batch, slots = slots[: max(1, fits)], slots[max(1, fits) :]
-            width = len(prompts[batch[-1]])
-            if width > 0:
+            if (width := len(prompts[batch[-1]])) > 0:
                 ids = torch.tensor([[*prompts[s], *[0] * (width - len(prompts[s]))] for s in batch], device=device)
                 positions = torch.arange(width, device=device).expand(len(batch), -1)
-                where = torch.tensor(batch, device=device)
-                self.decoder(ids, CacheView.at(self.cache, where, positions, width))
+                self.decoder(ids, CacheView.at(self.cache, torch.tensor(batch, device=device), positions, width))
 
     def step(self) -> list[Sample]:
         """Draw one token for every active sample; return those that finished."""

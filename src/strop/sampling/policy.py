@@ -1,13 +1,11 @@
 """A policy: one set of weights that samples and scores, with the renderer that speaks to it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -29,20 +27,17 @@ class Policy:
     def __init__(self, decoder: Decoder, renderer: Renderer, config: Mapping[str, Any], name: str = ""):
         self.decoder, self.renderer, self.config, self.name = decoder, renderer, dict(config), name
         self.autocast, self.precision = decoder.autocast, decoder.precision
-        self.engine = Engine(decoder)
-        self.version = 0
+        self.engine, self.version = Engine(decoder), 0
 
     @classmethod
-    def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> Policy:
-        """Load `strop-nano`, a model directory or a hub id. Weights are fp32; `dtype` bfloat16 computes under autocast.
-        Raises StropError for any other dtype."""
+    def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
+        """Load `strop-nano`, a model directory or a hub id; `dtype` bfloat16 computes under autocast."""
         directory = locate(name)
-        decoder = load_decoder(directory, device, dtype)
-        return cls(decoder, Renderer.load(directory), read_config(directory), str(name))
+        return cls(load_decoder(directory, device, dtype), Renderer.load(directory), read_config(directory), str(name))
 
-    def copy(self) -> Policy:
+    def copy(self) -> Self:
         """A policy with the same weights, held apart: training this one leaves the copy as it is."""
-        return Policy(deepcopy(self.decoder), self.renderer, self.config, self.name)
+        return type(self)(deepcopy(self.decoder), self.renderer, self.config, self.name)
 
     def save(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a Hugging Face model directory: weights, config, tokenizer, chat template, generation_config.json."""
@@ -69,24 +64,13 @@ class Policy:
         for s in self.engine.stream([job for _, job in asked.values()]):
             request, job = asked[s.id]
             turn = Turn(job.prompt_ids, s.completion_ids, s.logprobs, s.behavior_logprobs, self.version)
-            rollout = Rollout(
-                prompt=request.prompt,
-                turns=(turn,),
-                sampling=replace(request.sampling, seed=request.sampling.seed + s.index),
-                finish=s.finish,
-                text=self.renderer.decode(s.completion_ids).strip(),
-                template_hash=self.renderer.template_hash,
-                ledger=s.ledger,
-                extras={"sample": s.index},
-            )
-            yield s.id, rollout
+            drawn = replace(request.sampling, seed=request.sampling.seed + s.index)
+            text, spoken = self.renderer.decode(s.completion_ids).strip(), self.renderer.template_hash
+            yield s.id, Rollout(request.prompt, (turn,), drawn, s.finish, text, spoken, s.ledger, {"sample": s.index})
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[list[Rollout]]:
         """Rollouts per prompt, `n` each, in order. Prompt i draws with seed `sampling.seed + i·n`."""
-        requests = [
-            Request(str(i), prompt, replace(sampling, seed=sampling.seed + i * n), n)
-            for i, prompt in enumerate(prompts)
-        ]
+        requests = [Request(str(i), p, replace(sampling, seed=sampling.seed + i * n), n) for i, p in enumerate(prompts)]
         out: list[list[Rollout]] = [[] for _ in prompts]
         for id, rollout in self.stream(requests):
             out[int(id)].append(rollout)
@@ -94,8 +78,7 @@ class Policy:
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout], temperature: float | None = None) -> list[list[float]]:
-        """Log-probability of each of the policy's own tokens, at the sampling temperature (at 1 for greedy) unless one
-        is given."""
+        """Log-probability of each of the policy's own tokens, at the sampling temperature (1 for greedy) or given."""
         out: list[list[float]] = [[] for _ in rollouts]
         temperatures = [temperature or r.sampling.temperature or 1.0 for r in rollouts]
         for t in set(temperatures):
@@ -111,5 +94,4 @@ class Policy:
 
 def rollout_datum(rollout: Rollout, group: int | None = None, **fields: Any) -> Datum:
     """A rollout as a training row: weight 1 on the policy's own tokens, 0 elsewhere."""
-    weight = [float(author is Author.POLICY) for author in rollout.authors]
-    return Datum.from_tokens(rollout.ids, weight, group, **fields)
+    return Datum.from_tokens(rollout.ids, [float(a is Author.POLICY) for a in rollout.authors], group, **fields)

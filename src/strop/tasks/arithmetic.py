@@ -1,7 +1,5 @@
 """Sums of several two-digit terms, told in figures, in words, or as a small story."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,10 +9,8 @@ from strop.tasks.base import Procedural, register, split_of
 from strop.tasks.extract import number_verdict
 from strop.types import Prompt, Verdict
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_UNITS += "thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Jane Kofi Lena Mia Noah Omar Pia".split()
 THINGS = "apples books coins eggs flowers marbles pears pencils shells stamps stones tickets".split()
@@ -22,10 +18,8 @@ THINGS = "apples books coins eggs flowers marbles pears pencils shells stamps st
 
 def in_words(n: int) -> str:
     """A number from 0 to 99 in English words."""
-    if n < 20:
-        return _UNITS[n]
     tens, unit = divmod(n, 10)
-    return _TENS[tens] + (f"-{_UNITS[unit]}" if unit else "")
+    return _UNITS[n] if n < 20 else _TENS[tens] + (f"-{_UNITS[unit]}" if unit else "")
 
 
 def terms_of(rng: random.Random, count: int, split: str) -> list[int]:
@@ -55,11 +49,8 @@ def ask(rng: random.Random, terms: Sequence[int]) -> tuple[str, str]:
 
 def steps(terms: Sequence[int]) -> str:
     """The sum worked out, one addition after the other."""
-    total, lines = terms[0], []
-    for term in terms[1:]:
-        lines.append(f"{total} + {term} = {total + term}")
-        total += term
-    return ", ".join(lines) + "."
+    totals = zip(accumulate(terms), terms[1:], strict=False)
+    return ", ".join(f"{total} + {term} = {total + term}" for total, term in totals) + "."
 
 
 @register("arithmetic")

@@ -1,7 +1,5 @@
 """What tasks share: the registry, judging without exceptions, procedural problems, and checking a task itself."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import inspect
@@ -33,20 +31,17 @@ def register(name: str) -> Callable[[Callable[..., Task]], Callable[..., Task]]:
 
 
 def task_names() -> list[str]:
-    """Every task known by name, built in or from an installed package."""
     return sorted({*_REGISTRY, *(e.name for e in entry_points(group="strop.tasks"))})
 
 
 def task(name: str, **options: Any) -> Task:
-    """A task by its registered name, or `path/to/file.py:ClassName`. Raises StropError for an unknown name or option,
-    naming the nearest."""
+    """A task by its registered name or `path/to/file.py:ClassName`; StropError for an unknown name or option."""
     factory = _from_file(name) if ".py:" in name else find(name)
     known = list(inspect.signature(factory).parameters)
-    for option in options:
-        if option not in known:
-            near = get_close_matches(option, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
-            raise StropError(f"task {name}: unknown option {option!r}; {hint}")
+    for option in (o for o in options if o not in known):
+        near = get_close_matches(option, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+        raise StropError(f"task {name}: unknown option {option!r}; {hint}")
     try:
         return factory(**options)
     except (TypeError, ValueError) as error:
@@ -54,12 +49,10 @@ def task(name: str, **options: Any) -> Task:
 
 
 def find(name: str) -> Callable[..., Task]:
-    """The class behind a task's name."""
     if name in _REGISTRY:
         return _REGISTRY[name]
-    for entry in entry_points(group="strop.tasks"):
-        if entry.name == name:
-            return entry.load()
+    for entry in entry_points(group="strop.tasks", name=name):
+        return entry.load()
     near = get_close_matches(name, task_names(), 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(task_names())}"
     raise StropError(f"unknown task {name!r}; {hint}")
@@ -85,14 +78,12 @@ def judge(task: Task, prompt: Prompt, text: str) -> Verdict:
         verdict = task.verify(prompt, text)
     except Exception as error:
         return Verdict.unjudged(" ".join(f"{type(error).__name__}: {error}".split()))
-    if not isinstance(verdict, Verdict):
-        return Verdict.unjudged(f"verify returned {type(verdict).__name__}, not a Verdict")
-    return verdict
+    wrong = f"verify returned {type(verdict).__name__}, not a Verdict"
+    return verdict if isinstance(verdict, Verdict) else Verdict.unjudged(wrong)
 
 
 def judge_all(task: Task, rollouts: Sequence[Rollout]) -> list[Judged]:
-    """Each rollout with its verdict. Raises StropError when over 5 % are invalid: a broken verifier must not pass for
-    a weak model."""
+    """Each rollout with its verdict; StropError when over 5 % are invalid: a broken verifier is no weak model."""
     judged = [Judged(r, judge(task, r.prompt, r.text)) for r in rollouts]
     bad = [j for j in judged if j.verdict.invalid]
     if len(bad) > 0.05 * len(judged):
@@ -102,14 +93,12 @@ def judge_all(task: Task, rollouts: Sequence[Rollout]) -> list[Judged]:
 
 
 def split_of(key: str) -> str:
-    """The split that a procedural problem belongs to, by its content: a tenth each to `test` and `dev`. Whatever draws
-    problems (training text, demonstrations, RL) skips the others."""
+    """The split that a procedural problem belongs to, by its content: a tenth each to `test` and `dev`."""
     return {0: "test", 1: "dev"}.get(hashlib.sha256(key.encode()).digest()[0] % 10, "train")
 
 
 class Procedural:
-    """A task whose problems are drawn, not read: `draw(rng, tier, split)` makes one. The same seed makes the same
-    `size` different prompts for a split, its tiers taking turns."""
+    """A task whose problems are drawn, not read: always the same `size` for a split, its tiers taking turns."""
 
     name: str
 
@@ -119,8 +108,7 @@ class Procedural:
         self.tiers, self.size = tuple(tiers), size
 
     def draw(self, rng: random.Random, tier: int, split: str) -> tuple[str, str, dict[str, Any]]:
-        """A question, its gold answer, and extras."""
-        raise NotImplementedError
+        raise NotImplementedError("a question, its gold answer, and extras")
 
     def prompts(self, split: str) -> list[Prompt]:
         if split not in SPLITS:
@@ -129,23 +117,18 @@ class Procedural:
         while len(out) < self.size:
             tier = self.tiers[len(out) % len(self.tiers)]
             question, answer, extras = self.draw(rng, tier, split)
-            out.setdefault(
-                question,
-                Prompt.user(question, task=self.name, row=len(out), answer=answer, extras={"tier": tier, **extras}),
-            )
+            extras = {"tier": tier, **extras}
+            out.setdefault(question, Prompt.user(question, task=self.name, row=len(out), answer=answer, extras=extras))
         return list(out.values())
 
 
 def validate(task: Task, split: str = "test", limit: int = 100) -> list[str]:
-    """What is wrong with a task: a gold that doesn't score 1, or a refusal, garbage or nothing that scores above 0 or
-    raises. An empty list means that it is sound."""
+    """What is wrong with a task: gold that doesn't score 1, or a refusal or garbage that doesn't score 0."""
     prompts = task.prompts(split)[:limit]
     wrong = [] if prompts else [f"{task.name}: split {split!r} has no prompts"]
     for prompt in prompts:
-        cases = [(task.gold(prompt), 1.0, "the gold answer"), *((r, 0.0, repr(r)) for r in REFUSALS)]
-        for text, expected, what in cases:
-            verdict = judge(task, prompt, text)
-            if verdict.correctness != expected:
+        for text, expected, what in [(task.gold(prompt), 1, "the gold answer"), *((r, 0, repr(r)) for r in REFUSALS)]:
+            if (verdict := judge(task, prompt, text)).correctness != expected:
                 got = verdict.invalid or verdict.correctness
-                wrong.append(f"{task.name} row {prompt.row}: {what} got {got}, expected {expected:g}")
+                wrong.append(f"{task.name} row {prompt.row}: {what} got {got}, expected {expected}")
     return wrong

@@ -1,7 +1,5 @@
 """The final number in a text. Strict wants the answer stated; flexible takes the last number."""
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal
 

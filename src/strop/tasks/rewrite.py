@@ -1,7 +1,5 @@
 """Rewriting a few words under checkable constraints: their order, a word left out, how they are written."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,10 +39,8 @@ def words_of(rng: random.Random, count: int, split: str) -> list[str]:
 
 def ask(rng: random.Random, words: Sequence[str], order: str, style: str) -> str:
     """The request, in one of several manners of speaking."""
-    what = f"{ORDERS[order][0]}{STYLES[style][0]}"
-    text = " ".join(words)
     verb = rng.choice(("Write", "Rewrite", "Give"))
-    return f"{verb} these words {what}: {text}"
+    return f"{verb} these words {ORDERS[order][0]}{STYLES[style][0]}: {' '.join(words)}"
 
 
 def rewritten(words: Sequence[str], order: str, style: str) -> str:
@@ -69,10 +65,9 @@ class Rewrite(Procedural):
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """Strict: the text is the answer. Flexible: its first line holds it, quotes and case aside."""
-        gold = prompt.answer
-        lines = text.strip().splitlines() or [""]
-        strict = float(text.strip() == gold)
-        flexible = float(lines[0].strip(' ".').lower() == gold.strip(' ".').lower())
+        line, *_ = text.strip().splitlines() or [""]
+        strict = float(text.strip() == prompt.answer)
+        flexible = float(line.strip(' ".').lower() == prompt.answer.strip(' ".').lower())
         return Verdict(strict, parts={"strict": strict, "flexible": flexible})
 
     def gold(self, prompt: Prompt) -> str:

@@ -1,7 +1,5 @@
 """KL to a reference, measured on a fixed set of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +31,6 @@ class KLProbe:
             batch = collate(micro, policy.decoder.device)
             with policy.precision():
                 ours, theirs = (p.decoder(batch.ids).flatten(0, 1)[batch.where] for p in (policy, self.reference))
-                heads = (p.decoder.lm_head.weight for p in (policy, self.reference))
-                total += float(token_kl(ours, next(heads), theirs, next(heads)).sum())
+                head, reference_head = policy.decoder.lm_head.weight, self.reference.decoder.lm_head.weight
+                total += float(token_kl(ours, head, theirs, reference_head).sum())
         return total / len(rows)

@@ -1,8 +1,5 @@
-"""The one training loop. It is blind to algorithms: a source gives each step's rows, an objective turns predicted
-log-probs into a numerator, and the loop does the rest: micro-batches, one denominator for the whole step, clipping, the
-update, metrics, and a checkpoint to resume from."""
-
-from __future__ import annotations
+"""The one training loop, blind to algorithms: a source gives each step's rows, an objective turns log-probs into a
+numerator; micro-batches, the step's one denominator, clipping, updates, metrics and checkpoints are the loop's."""
 
 import json
 import math
@@ -11,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
@@ -45,8 +42,7 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """What a source gives the loop for one update. `denominator` is the whole step's (tokens, sequences), counting rows
-    that were left out because they carry no gradient."""
+    """One update's rows. `denominator` is the whole step's, with rows left out for carrying no gradient."""
 
     datums: Sequence[Datum]
     denominator: float
@@ -55,17 +51,14 @@ class Step:
 
 
 class Objective(Protocol):
-    """A loss, given as its numerator: the step's denominator is known beforehand, so that padding, accumulation and
-    many processes change nothing."""
+    """A loss as its numerator; the denominator is the step's, so padding and accumulation change nothing."""
 
     @property
     def temperature(self) -> float:
         """The temperature that log-probs are predicted at: the one they were sampled at."""
-        ...
 
     def __call__(self, logprobs: Tensor, entropy: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Numerator over a batch's active tokens (a scalar), and metrics summed over those tokens."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -112,19 +105,12 @@ class Stage:
             os.truncate(self.metrics, int(notes["metrics_bytes"]))
         return int(notes["step"]), Ledger(**json.loads(notes["ledger"]))
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
 
 def train(
     policy: Policy, source: Callable[[int], Step], objective: Objective, config: TrainConfig, steps: int, stage: Stage
 ) -> Ledger:
-    """Update `policy` in place, `steps` times, from the last checkpoint in `stage` if there is one.
-
-    `source(step)` must depend on the step, the seed and the policy's weights alone: then a killed run that is resumed
-    ends in the same bits. Raises StropError when the loss is not finite.
-    """
+    """Update `policy` in place to `steps`, from the last checkpoint in `stage`; StropError when the loss is not finite.
+    A resumed run ends in the same bits where `source(step)` depends on the step, seed and weights alone."""
     optimizer = Optimizer(policy.decoder, config.optimizer, config.weight_decay)
     first, ledger = stage.load(policy, optimizer)
     saved = time.monotonic()
@@ -133,20 +119,19 @@ def train(
         given = source(step)
         metrics = accumulate(policy, objective, given, config.micro_tokens)
         lr = learning_rate(step, steps, config.lr, config.warmup, config.schedule)
-        finite = math.isfinite(metrics["loss"])
-        metrics["grad_norm"] = optimizer.step(lr, config.max_grad_norm) if finite else math.nan
-        if not math.isfinite(metrics["grad_norm"]):
+        norm = optimizer.step(lr, config.max_grad_norm) if math.isfinite(metrics["loss"]) else math.nan
+        if not math.isfinite(norm):
             raise StropError(f"step {step}: loss or gradient is not finite; lower lr (now {config.lr:g})")
         policy.version = step + 1
         tokens = sum(len(d) for d in given.datums)
         context = max((len(d) for d in given.datums), default=0) / 2
-        spent = given.ledger + Ledger(
-            trained_tokens=tokens, flops=3 * policy.decoder.shape.forward_flops(tokens, context)
-        )
-        seconds = time.perf_counter() - began
-        ledger += replace(spent, seconds=seconds)  # the rollouts' own seconds lie within the step's
-        row = {"step": step, "lr": lr, **metrics, **given.metrics, "tokens": tokens, "seconds": seconds}
-        stage.log(row)
+        flops = 3 * policy.decoder.shape.forward_flops(tokens, context)
+        spent, seconds = Ledger(trained_tokens=tokens, flops=flops), time.perf_counter() - began
+        ledger += replace(given.ledger + spent, seconds=seconds)  # the rollouts' own seconds lie within the step's
+        row = {"step": step, "lr": lr, **metrics, "grad_norm": norm, **given.metrics}
+        row |= {"tokens": tokens, "seconds": seconds}
+        with stage.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         stage.progress(step + 1, steps, row)
         if time.monotonic() - saved >= config.save_seconds and step + 1 < steps:
             stage.save(policy, optimizer, step + 1, ledger)

@@ -1,7 +1,5 @@
 """AdamW, or Muon for the blocks' matrices with AdamW for the rest; and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -22,9 +20,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, schedule: S
 
 
 class Optimizer:
-    """One or two torch optimizers behind one step. `muon` orthogonalises the momentum of the blocks' matrices (Jordan
-    et al. 2024), scaled to AdamW's update size (Liu et al. 2025) so that one learning rate serves both; embeddings,
-    norms and head stay with AdamW."""
+    """AdamW, and where `kind` is muon also Muon for the blocks' matrices (Jordan et al. 2024), scaled to AdamW's update
+    size (Liu et al. 2025) so that one learning rate serves both."""
 
     def __init__(self, model: nn.Module, kind: Literal["adamw", "muon"], weight_decay: float = 0.0):
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -37,8 +34,7 @@ class Optimizer:
             self._parts.append(torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn=scale))
 
     def step(self, lr: float, max_norm: float) -> float:
-        """Clip, update, clear the gradients; returns the gradient norm before clipping. A gradient that is absent, zero
-        or not finite changes nothing."""
+        """Clip, update and clear the gradients; returns their norm. One that is 0 or not finite changes nothing."""
         given = [p for p in self.parameters.values() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(given, max_norm)) if given else 0.0
         if norm > 0 and math.isfinite(norm):
@@ -57,7 +53,6 @@ class Optimizer:
         return {f"{name}|{key}": torch.as_tensor(value) for name, values in states for key, value in values.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
         owner = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
         for entry, value in tensors.items():
             name, _, key = entry.rpartition("|")

@@ -1,7 +1,5 @@
 """Pretraining: SFT's loop on plain text, every token learnt, from fresh weights or a given model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -43,9 +41,9 @@ class PretrainConfig(TrainConfig):
 
 
 def new_policy(new: NewModel, texts: Iterable[str], seed: int) -> Policy:
-    """A decoder with fresh weights and a tokenizer trained on `texts`: byte-level BPE whose digits stand alone (the
-    first may carry its space), so that a number's value is in its tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Fresh weights, and byte-level BPE trained on `texts`; digits stand alone, so tokens hold a number's value."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.trainers import BpeTrainer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -53,25 +51,15 @@ def new_policy(new: NewModel, texts: Iterable[str], seed: int) -> Policy:
     bpe.pre_tokenizer = pre_tokenizers.Sequence(pieces)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=new.vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = BpeTrainer(vocab_size=new.vocab, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
     tokenizer.chat_template, tokenizer.model_max_length = PLAIN_TEMPLATE, new.context
-    config = LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=new.vocab,
-        hidden_size=new.hidden,
-        intermediate_size=new.intermediate,
-        num_hidden_layers=new.layers,
-        num_attention_heads=new.heads,
-        max_position_embeddings=new.context,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    ).to_dict()
+    sizes = {"vocab_size": new.vocab, "hidden_size": new.hidden, "intermediate_size": new.intermediate}
+    sizes |= {"num_hidden_layers": new.layers, "num_attention_heads": new.heads, "max_position_embeddings": new.context}
+    sizes |= {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    kind = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    config = LlamaConfig(**kind, **sizes).to_dict()
     decoder = Decoder(Shape.from_hf(config)).eval()
     decoder.init_weights(seed)
     return Policy(decoder, Renderer(tokenizer), config)
@@ -87,9 +75,7 @@ def document_datum(renderer: Renderer, text: str, max_length: int) -> Datum:
 def pretrain(
     policy: Policy, text: Callable[[int], Iterable[str]] | Sequence[str], config: PretrainConfig, stage: Stage
 ) -> Ledger:
-    """Train `policy` in place on documents: a sequence that is gone through in epochs, or a function that makes an
-    endless supply from a seed. Each step takes its own seed, so that a resumed run needs no replay."""
-
+    """Train `policy` in place on documents: a sequence taken in epochs, or an endless supply from each step's seed."""
     room = min(config.max_length, policy.decoder.shape.max_positions)
 
     def datums(documents: Iterable[str]) -> list[Datum]:
@@ -99,7 +85,7 @@ def pretrain(
         assert callable(text)
         return weighed(datums(islice(text((stage.seed << 24) + step), config.batch_size)))
 
-    if not callable(text) and not text:
+    if not text:
         raise StropError("pretrain: no text to learn from")
     source = fresh if callable(text) else epochs(datums(text), config.batch_size, stage.seed)
     return train(policy, source, CrossEntropy(), config, config.steps, stage)

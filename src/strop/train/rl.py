@@ -1,7 +1,4 @@
-"""Reinforcement learning with verifiable rewards: sample groups, score them, learn the difference. An algorithm is a
-handful of explicit choices over shared parts."""
-
-from __future__ import annotations
+"""Reinforcement learning with verifiable rewards: sample groups, score them, learn the difference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,9 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, minimum
 
 from strop.errors import StropError
 from strop.ledger import Ledger
@@ -26,28 +22,18 @@ from strop.types import Author, Datum, Judged, Prompt, Rollout, Sampling
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What tells one policy-gradient method from another.
+    """What tells one policy-gradient method from another."""
 
-    baseline: what is taken off a reward, the mean of its prompt's group or of the whole step.
-    normalise: divide a group's advantages by its standard deviation.
-    clip: PPO's bounds on the probability ratio (Schulman et al. 2017), or None for no ratio.
-    aggregate: a sequence's loss is the mean or the sum of its tokens' losses.
-    """
-
-    baseline: Literal["group", "step"]
-    normalise: bool
-    clip: tuple[float, float] | None
-    aggregate: Literal["mean", "sum"]
+    baseline: Literal["group", "step"]  # whose mean is taken off a reward
+    normalise: bool  # divide advantages by their standard deviation
+    clip: tuple[float, float] | None  # PPO's bounds on the probability ratio (Schulman et al. 2017); None: no ratio
+    aggregate: Literal["mean", "sum"]  # of a sequence's token losses
 
 
 ALGORITHMS = {
-    # Shao et al. 2024 (DeepSeekMath), equation 3.
-    "grpo": Algorithm(baseline="group", normalise=True, clip=(0.8, 1.2), aggregate="mean"),
-    # Williams 1992, with the step's mean reward as the baseline.
-    "reinforce": Algorithm(baseline="step", normalise=False, clip=None, aggregate="sum"),
+    "grpo": Algorithm("group", normalise=True, clip=(0.8, 1.2), aggregate="mean"),  # DeepSeekMath (Shao 2024), eq. 3
+    "reinforce": Algorithm("step", normalise=False, clip=None, aggregate="sum"),  # Williams 1992
 }
-
-
 PARITY_FP32 = 1e-4  # allowed difference of a token's log-prob between sampler and trainer, in fp32
 
 
@@ -74,19 +60,14 @@ def advantages(rewards_G_S: np.ndarray, algorithm: Algorithm) -> np.ndarray:
     axis = 1 if algorithm.baseline == "group" else None
     count = np.maximum((~np.isnan(rewards_G_S)).sum(axis, keepdims=True), 1)
     centred = rewards_G_S - np.nansum(rewards_G_S, axis, keepdims=True) / count
-    if algorithm.normalise:
-        centred = centred / (np.sqrt(np.nansum(centred**2, axis, keepdims=True) / count) + 1e-6)
-    return centred
+    deviation = np.sqrt(np.nansum(centred**2, axis, keepdims=True) / count)
+    return centred / (deviation + 1e-6) if algorithm.normalise else centred
 
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """Policy gradient, clipped as the algorithm says, plus kl_coef times k3 to the reference.
-
-    Reads the fields `advantage`, `old_logprob`, `ref_logprob` and `scale` (1/length for a mean over the sequence's
-    tokens). There is one update per batch of rollouts, so the trainer's log-probs must be the sampler's: raises
-    StropError where one differs by more than `tolerance`.
-    """
+    """Policy gradient, clipped as the algorithm says, plus kl_coef times k3 to the reference. With one update per batch
+    the trainer's log-probs must be the sampler's: StropError where one differs by more than `tolerance` nats."""
 
     algorithm: Algorithm
     temperature: float = 1.0
@@ -105,13 +86,12 @@ class PolicyGradient:
         else:
             ratio = (logprobs - old).exp()
             clipped = ratio.clamp(*self.algorithm.clip)
-            loss = -torch.minimum(ratio * advantage, clipped * advantage)
+            loss = -minimum(ratio * advantage, clipped * advantage)
             metrics["clipped"] = (clipped * advantage < ratio * advantage).float().sum()
         if self.kl_coef:
             gap = batch.fields["ref_logprob"] - logprobs
             k3 = gap.exp() - 1 - gap  # Schulman 2020, "Approximating KL divergence"
-            loss = loss + self.kl_coef * k3
-            metrics["k3"] = k3.detach().sum()
+            loss, metrics["k3"] = loss + self.kl_coef * k3, k3.detach().sum()
         return (batch.fields["scale"] * loss).sum(), metrics
 
 
@@ -123,9 +103,8 @@ def rl(
     probe: KLProbe | None = None,
     preview: Callable[[Rollout], None] = lambda rollout: None,
 ) -> Ledger:
-    """Train `policy` in place on `task`'s training prompts: each step draws prompts, samples a group for each, judges
-    and weighs them. With `kl_coef`, the probe's reference is what the policy is held to; `preview` is shown the first
-    rollout. Each step depends on its number, the seed and the weights alone, so a resumed run repeats itself."""
+    """Train `policy` in place on `task`'s training prompts, held with `kl_coef` to the probe's reference; `preview` is
+    shown the first rollout. A step depends on its number, the seed and the weights alone, so resuming repeats it."""
     prompts, algorithm = task.prompts("train"), ALGORITHMS[config.algorithm]
     if not prompts:
         raise StropError(f"task {task.name}: split 'train' has no prompts")
@@ -135,15 +114,13 @@ def rl(
 
     def source(step: int) -> Step:
         # The seed's place, the step's and the sample's don't overlap: no two draws of a run share a seed.
-        seed = (stage.seed << 40) + (step << 20)
-        sampling = Sampling(config.temperature, max_tokens=config.max_tokens, seed=seed)
+        sampling = Sampling(config.temperature, max_tokens=config.max_tokens, seed=(stage.seed << 40) + (step << 20))
         asked = draw(prompts, step * config.prompts_per_step, config.prompts_per_step, stage.seed)
         rollouts = [r for group in policy.sample(asked, sampling, config.samples_per_prompt) for r in group]
         if step == 0:
             preview(rollouts[0])
         judged = judge_all(task, rollouts)
-        scores = [math.nan if j.verdict.correctness is None else j.verdict.correctness for j in judged]
-        rewards = np.array(scores).reshape(len(asked), -1)
+        rewards = np.array([j.verdict.correctness for j in judged], float).reshape(len(asked), -1)  # None: NaN
         metrics = step_metrics(judged, rewards)
         if probe is not None and step % config.kl_every == 0:
             metrics["kl"] = probe.measure(policy)
@@ -169,16 +146,12 @@ def rollout_datums(
     """Rows that carry gradient: all judged ones where there is a KL term, else those with an advantage."""
     kept = [(r, float(a)) for r, a in zip(rollouts, weights, strict=True) if a == a and (reference or abs(a) > 1e-8)]
     refs = reference.score([r for r, _ in kept]) if reference else [r.logprobs for r, _ in kept]
-    return [
-        rollout_datum(
-            r,
-            advantage=a,
-            old_logprob=spread(r, r.logprobs),
-            ref_logprob=spread(r, ref),
-            scale=1.0 / len(r.completion_ids) if algorithm.aggregate == "mean" else 1.0,
-        )
-        for (r, a), ref in zip(kept, refs, strict=True)
-    ]
+    rows = []
+    for (r, a), ref in zip(kept, refs, strict=True):
+        scale = 1.0 / len(r.completion_ids) if algorithm.aggregate == "mean" else 1.0
+        old = spread(r, r.logprobs)
+        rows.append(rollout_datum(r, advantage=a, old_logprob=old, ref_logprob=spread(r, ref), scale=scale))
+    return rows
 
 
 def spread(rollout: Rollout, values: Sequence[float]) -> np.ndarray:
@@ -189,7 +162,6 @@ def spread(rollout: Rollout, values: Sequence[float]) -> np.ndarray:
 
 
 def step_metrics(judged: Sequence[Judged], rewards_G_S: np.ndarray) -> dict[str, float]:
-    """What a step's rollouts looked like."""
     return {
         "reward": float(np.nanmean(rewards_G_S)),
         "informative": float(np.mean([len({r for r in group if r == r}) > 1 for group in rewards_G_S.tolist()])),

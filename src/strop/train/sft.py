@@ -1,7 +1,5 @@
 """Supervised fine-tuning: cross-entropy on the policy's own tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
