@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -97,7 +98,7 @@ def split_of(key: str) -> str:
     return {0: "test", 1: "dev"}.get(hashlib.sha256(key.encode()).digest()[0] % 10, "train")
 
 
-class Procedural:
+class Procedural(ABC):
     """A task whose problems are drawn, not read: always the same `size` for a split, its tiers taking turns."""
 
     name: str
@@ -107,8 +108,9 @@ class Procedural:
             raise ValueError(f"tiers are whole numbers from 2 to 20, not {tiers}")
         self.tiers, self.size = tuple(tiers), size
 
+    @abstractmethod
     def draw(self, rng: random.Random, tier: int, split: str) -> tuple[str, str, dict[str, Any]]:
-        raise NotImplementedError("a question, its gold answer, and extras")
+        """A question of a tier and split, its gold answer, and extras."""
 
     def prompts(self, split: str) -> list[Prompt]:
         if split not in SPLITS:
